@@ -1,0 +1,97 @@
+"""Corpus: a named set of documents, inspected into micro-shards."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from instructpt.api.base import ApiModel, Count, PrinterColumn, Resource, Rule, Share, StorageSpec, Uri, Access
+from instructpt.api.common import CommonStatus, RunPolicy
+
+Format = Literal["auto", "jsonl", "parquet", "arrow", "text"]
+
+
+class Split(ApiModel):
+    """Shares of the documents by a hash of their content, so that exact duplicates fall on one side."""
+
+    rules = (
+        Rule(
+            "the shares tune, train and heldOut must add up to 1",
+            "self.tune + self.train + self.heldOut > 0.999999 && self.tune + self.train + self.heldOut < 1.000001",
+            lambda s: abs(s.tune + s.train + s.held_out - 1.0) < 1e-6,
+        ),
+    )
+    tune: Annotated[Share, Field(default=0.0, description="Share for tuning the synthesizer.")] = 0.0
+    train: Annotated[Share, Field(default=1.0, description="Share that feeds the arms.")] = 1.0
+    held_out: Annotated[Share, Field(default=0.0, description="Share that feeds evaluation only.")] = 0.0
+
+
+class CorpusSource(Access):
+    """Where documents come from and how they are read."""
+
+    uri: Annotated[
+        Uri,
+        Field(
+            description="File, folder, glob or s3:// prefix; builtin://python-docs harvests the documentation strings of "
+            "the Python installation that runs the worker."
+        ),
+    ]
+    format: Annotated[Format, Field(default="auto", description="Format; auto goes by the file name.")] = "auto"
+    text_field: Annotated[
+        str, Field(default="text", min_length=1, max_length=253, description="Field or column that holds the text.")
+    ] = "text"
+    id_field: Annotated[
+        str | None, Field(default=None, max_length=253, description="Field that holds a document id; empty numbers them.")
+    ] = None
+    separator: Annotated[
+        str | None,
+        Field(default=None, min_length=1, max_length=64, description="Of format text: what parts documents; empty means a file each."),
+    ] = None
+    max_document_bytes: Annotated[
+        Count, Field(default=1_000_000, description="Longer documents become dead letters with reason too-large.")
+    ] = 1_000_000
+    max_invalid_share: Annotated[
+        Share,
+        Field(default=0.01, description="Above this share of unreadable records the corpus is refused; below, they are dead letters."),
+    ] = 0.01
+
+
+class CorpusSpec(CorpusSource, RunPolicy):
+    """What a Corpus declares."""
+
+    storage: Annotated[StorageSpec, Field(description="Where the manifest goes.")]
+    split: Annotated[Split, Field(default_factory=Split, description="Shares of the documents by content hash.")]
+    documents_per_shard: Annotated[
+        int, Field(default=2000, ge=1, le=1_000_000, description="Target number of documents in a micro-shard.")
+    ] = 2000
+    shards: Annotated[
+        int | None, Field(default=None, ge=1, le=1_000_000, description="Target number of micro-shards; wins over documentsPerShard.")
+    ] = None
+    tokenizer: Annotated[
+        str | None, Field(default=None, max_length=2048, description="Tokenizer to count tokens with; empty estimates them.")
+    ] = None
+
+
+class CorpusStatus(CommonStatus):
+    """What is known of a Corpus."""
+
+
+class Corpus(Resource):
+    """A named set of documents: inspected once into micro-shards, named by the digest of its manifest."""
+
+    plural: ClassVar[str] = "corpora"
+    short_name: ClassVar[str] = "corp"
+    columns: ClassVar[tuple[PrinterColumn, ...]] = (
+        PrinterColumn("Phase", ".status.phase"),
+        PrinterColumn("Documents", ".status.counts.documents", "integer"),
+        PrinterColumn("Tokens", ".status.counts.tokens", "integer"),
+        PrinterColumn("Shards", ".status.shards.total", "integer"),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Format", ".spec.format", priority=1),
+        PrinterColumn("URI", ".spec.uri", priority=1),
+        PrinterColumn("Digest", ".status.output.digest", priority=1),
+    )
+    kind: Annotated[Literal["Corpus"], Field(description="Kind.")]
+    spec: Annotated[CorpusSpec, Field(description="What is wanted.")]
+    status: Annotated[CorpusStatus | None, Field(default=None, description="What is known.")] = None

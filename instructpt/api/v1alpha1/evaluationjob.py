@@ -1,0 +1,98 @@
+"""EvaluationJob: checkpoints x tasks -> scores and a gate."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from instructpt.api.base import ApiModel, Input, PrinterColumn, Resource, Rule, StorageSpec
+from instructpt.api.common import CommonStatus, Resources, RunPolicy
+from instructpt.api.v1alpha1.synthesisjob import SplitName
+
+DEFAULT_TASKS = ("bits-per-byte", "answer-bits-per-byte", "qa-exact-match")
+
+
+class Gate(ApiModel):
+    """When the answer to "did it help?" is yes."""
+
+    metric: Annotated[str, Field(max_length=63, description="Metric that decides.")]
+    min_delta: Annotated[float, Field(default=0.0, alias="minDelta", description="Least gain over the baseline.")] = 0.0
+
+
+class EvaluationSettings(ApiModel):
+    """What is measured; shared by EvaluationJob and the pipeline."""
+
+    tasks: Annotated[
+        tuple[str, ...],
+        Field(
+            default=DEFAULT_TASKS,
+            min_length=1,
+            max_length=64,
+            description="bits-per-byte, answer-bits-per-byte, qa-exact-match.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
+    ] = DEFAULT_TASKS
+    max_documents: Annotated[int, Field(default=200, ge=1, description="Held-out documents at most.")] = 200
+    max_questions: Annotated[int, Field(default=200, ge=1, description="Questions at most.")] = 200
+    shots: Annotated[int, Field(default=1, ge=0, le=16, description="Solved examples before each question.")] = 1
+    max_answer_tokens: Annotated[int, Field(default=16, ge=1, le=1024, description="Longest generated answer.")] = 16
+    gate: Annotated[Gate | None, Field(default=None, description="When the answer is yes.")] = None
+    resources: Annotated[Resources, Field(default_factory=Resources, description="What the worker asks for.")]
+    seed: Annotated[int, Field(default=7, ge=0, description="Seed of the choice of documents and questions.")] = 7
+
+
+class Candidate(Input):
+    """One model to measure."""
+
+    name: Annotated[str, Field(max_length=63, description="Name in the table, such as the arm.")]
+    seed: Annotated[int | None, Field(default=None, ge=0, description="Seed it was trained with.")] = None
+
+
+class EvaluationJobSpec(EvaluationSettings, RunPolicy):
+    """What an EvaluationJob declares."""
+
+    storage: Annotated[StorageSpec, Field(description="Where the scores go.")]
+    models: Annotated[
+        tuple[Candidate, ...],
+        Field(min_length=1, max_length=64, description="Models.", json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    ]
+    baseline: Annotated[
+        str | None, Field(default=None, max_length=63, description="Name of the model that gains are counted from.")
+    ] = None
+    corpus: Annotated[Input, Field(description="Corpus whose documents are held out.")]
+    split: Annotated[SplitName | None, Field(default="heldOut", description="Part of the corpus; empty takes all.")] = "heldOut"
+    rules = (
+        Rule(
+            "baseline must be the name of one of the models",
+            "!has(self.baseline) || self.models.exists(m, m.name == self.baseline)",
+            lambda s: s.baseline is None or any(m.name == s.baseline for m in s.models),
+        ),
+    )
+
+
+class EvaluationJobStatus(CommonStatus):
+    """What is known of an EvaluationJob."""
+
+    gate: Annotated[
+        Literal["Pending", "Passed", "Failed", "None"], Field(default="Pending", description="The gate's verdict.")
+    ] = "Pending"
+
+
+class EvaluationJob(Resource):
+    """Measures models on held-out documents and says whether one beats the other."""
+
+    plural: ClassVar[str] = "evaluationjobs"
+    short_name: ClassVar[str] = "evl"
+    columns: ClassVar[tuple[PrinterColumn, ...]] = (
+        PrinterColumn("Phase", ".status.phase"),
+        PrinterColumn("Done", ".status.progress.done", "integer"),
+        PrinterColumn("Total", ".status.progress.total", "integer"),
+        PrinterColumn("Gate", ".status.gate"),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Baseline", ".spec.baseline", priority=1),
+        PrinterColumn("Output", ".status.output.uri", priority=1),
+    )
+    kind: Annotated[Literal["EvaluationJob"], Field(description="Kind.")]
+    spec: Annotated[EvaluationJobSpec, Field(description="What is wanted.")]
+    status: Annotated[EvaluationJobStatus | None, Field(default=None, description="What is known.")] = None

@@ -1,0 +1,206 @@
+"""InstructionPretraining: the whole flow as one object, with arms at equal token budgets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from instructpt.api.base import ApiModel, Count, Name, PrinterColumn, Resource, Rule, StorageSpec
+from instructpt.api.common import CommonStatus, RunPolicy
+from instructpt.api.v1alpha1.corpus import CorpusSource, Split
+from instructpt.api.v1alpha1.evaluationjob import EvaluationSettings
+from instructpt.api.v1alpha1.synthesisjob import SynthesisSettings, Synthesizer
+from instructpt.api.v1alpha1.trainingjob import (
+    MixtureSource,
+    ModelInit,
+    Optimizer,
+    Schedule,
+    TokenizerSpec,
+    TrainingSettings,
+)
+
+
+class PipelineCorpus(CorpusSource):
+    """The corpus of a pipeline: inspected once, split by content."""
+
+    split: Annotated[
+        Split,
+        Field(
+            default_factory=lambda: Split(tune=0.0, train=0.95, held_out=0.05),
+            description="Shares of the documents by content hash.",
+        ),
+    ]
+    documents_per_shard: Annotated[
+        int, Field(default=2000, ge=1, le=1_000_000, description="Target number of documents in a micro-shard.")
+    ] = 2000
+
+
+class TuneSpec(ApiModel):
+    """Tune a synthesizer of one's own before the synthesis."""
+
+    init: Annotated[ModelInit, Field(description="Where the synthesizer's weights start.")]
+    tokenizer: Annotated[TokenizerSpec | None, Field(default=None, description="Tokenizer; empty takes that of init.")] = None
+    tasks: Annotated[
+        str,
+        Field(default="mined", max_length=2048, description="mined takes the tune part and rules; else the URI of an augmented corpus."),
+    ] = "mined"
+    tokens: Annotated[Count, Field(description="Non-padding tokens to tune on.")]
+    sequence_length: Annotated[int, Field(default=1024, ge=64, le=1_048_576, description="Tokens in a packed row.")] = 1024
+    global_batch_rows: Annotated[int, Field(default=16, ge=1, description="Rows in a step.")] = 16
+    micro_batch_rows: Annotated[int, Field(default=8, ge=1, description="Rows in one forward pass.")] = 8
+    optimizer: Annotated[Optimizer, Field(default_factory=Optimizer, description="Optimizer.")]
+    schedule: Annotated[Schedule, Field(default_factory=Schedule, description="Learning rate over steps.")]
+    max_repeats: Annotated[int, Field(default=50, ge=1, le=1000, description="Passes over the tasks at most.")] = 50
+
+
+class PipelineSynthesizer(Synthesizer):
+    """The synthesizer of a pipeline: a model that exists, or one tuned first."""
+
+    tune: Annotated[TuneSpec | None, Field(default=None, description="Tune one first, on the tune part.")] = None
+
+
+class PipelineSynthesis(SynthesisSettings):
+    """Synthesis of a pipeline."""
+
+    strategy: Annotated[
+        str, Field(default="instruction-synthesizer", max_length=63, description="instruction-synthesizer or mined.")
+    ] = "instruction-synthesizer"
+    synthesizer: Annotated[PipelineSynthesizer | None, Field(default=None, description="The model; none for mined.")] = None
+    shards: Annotated[
+        int | None, Field(default=None, ge=1, le=1_000_000, description="Target number of micro-shards.")
+    ] = None
+    rules = (
+        Rule(
+            "strategy mined and engine.name mined go together; set both or neither",
+            "(self.strategy == 'mined') == (self.engine.name == 'mined')",
+            lambda s: (s.strategy == "mined") == (s.engine.name == "mined"),
+        ),
+        Rule(
+            "synthesis.synthesizer needs exactly one of model, ref and tune, and none of them for strategy mined",
+            "self.strategy == 'mined' ? !has(self.synthesizer) : has(self.synthesizer) && "
+            "(has(self.synthesizer.model) ? 1 : 0) + (has(self.synthesizer.ref) ? 1 : 0) + (has(self.synthesizer.tune) ? 1 : 0) == 1",
+            lambda s: _one_synthesizer(s),
+        ),
+    )
+
+
+def _one_synthesizer(spec: PipelineSynthesis) -> bool:
+    s = spec.synthesizer
+    given = 0 if s is None else sum(x is not None for x in (s.model, s.ref, s.tune))
+    return given == (0 if spec.strategy == "mined" else 1)
+
+
+class ArmOverrides(ApiModel):
+    """Fields of training that an arm may set differently. Tokens are not among them: budgets stay equal."""
+
+    mixture: Annotated[
+        tuple[MixtureSource, ...] | None,
+        Field(
+            default=None, min_length=1, max_length=64, description="Sources.", json_schema_extra={"x-kubernetes-list-type": "atomic"}
+        ),
+    ] = None
+    init: Annotated[ModelInit | None, Field(default=None, description="Where the weights start.")] = None
+    optimizer: Annotated[Optimizer | None, Field(default=None, description="Optimizer.")] = None
+    schedule: Annotated[Schedule | None, Field(default=None, description="Learning rate over steps.")] = None
+    max_repeats: Annotated[int | None, Field(default=None, ge=1, le=1000, description="Passes over a source at most.")] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """The fields that are set, by attribute name."""
+        return {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None}
+
+
+class Arm(ApiModel):
+    """One way to train, compared with the others at an equal token budget."""
+
+    name: Annotated[
+        Name,
+        Field(description="instruct trains on the augmented corpus, vanilla on the same documents raw; others as overridden."),
+    ]
+    training: Annotated[ArmOverrides, Field(default_factory=ArmOverrides, description="What differs.")]
+
+
+class InstructionPretrainingSpec(RunPolicy):
+    """What an InstructionPretraining declares."""
+
+    storage: Annotated[StorageSpec, Field(description="Where everything goes.")]
+    corpus: Annotated[PipelineCorpus, Field(description="The raw corpus.")]
+    synthesis: Annotated[PipelineSynthesis, Field(description="How it is augmented.")]
+    training: Annotated[TrainingSettings, Field(description="How the models are trained.")]
+    evaluation: Annotated[EvaluationSettings, Field(default_factory=EvaluationSettings, description="How they are compared.")]
+    arms: Annotated[
+        tuple[Arm, ...],
+        Field(
+            default=(Arm(name="instruct"), Arm(name="vanilla")),  # type: ignore[call-arg]
+            min_length=1,
+            max_length=16,
+            description="What is compared.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = (Arm(name="instruct"), Arm(name="vanilla"))  # type: ignore[call-arg]
+    seeds: Annotated[
+        tuple[int, ...],
+        Field(
+            default=(1,), min_length=1, max_length=16, description="Each arm is trained once a seed.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
+    ] = (1,)
+    rules = (
+        Rule(
+            "corpus.split.tune must be above 0 to tune a synthesizer on mined tasks",
+            "!has(self.synthesis.synthesizer) || !has(self.synthesis.synthesizer.tune) || "
+            "self.synthesis.synthesizer.tune.tasks != 'mined' || self.corpus.split.tune > 0.0",
+            lambda s: not _tunes_on_mined(s) or s.corpus.split.tune > 0,
+        ),
+        Rule(
+            "corpus.split.heldOut must be above 0: evaluation reads only documents that no arm has seen",
+            "self.corpus.split.heldOut > 0.0",
+            lambda s: s.corpus.split.held_out > 0,
+        ),
+        Rule(
+            "names of arms must differ",
+            "self.arms.all(a, self.arms.exists_one(b, b.name == a.name))",
+            lambda s: len({a.name for a in s.arms}) == len(s.arms),
+        ),
+        Rule(
+            "seeds must differ",
+            "self.seeds.all(a, self.seeds.exists_one(b, b == a))",
+            lambda s: len(set(s.seeds)) == len(s.seeds),
+        ),
+    )
+
+
+def _tunes_on_mined(spec: InstructionPretrainingSpec) -> bool:
+    s = spec.synthesis.synthesizer
+    return s is not None and s.tune is not None and s.tune.tasks == "mined"
+
+
+class InstructionPretrainingStatus(CommonStatus):
+    """What is known of an InstructionPretraining."""
+
+    synthesis: Annotated[str | None, Field(default=None, description="Progress of the synthesis, such as 37/128 (29%).")] = None
+    training: Annotated[str | None, Field(default=None, description="Progress of the training, such as 120/500.")] = None
+    gate: Annotated[
+        Literal["Pending", "Passed", "Failed", "None"], Field(default="Pending", description="The gate's verdict.")
+    ] = "Pending"
+
+
+class InstructionPretraining(Resource):
+    """Instruction Pre-Training (arXiv 2406.14491) from raw corpus to the answer whether it helped."""
+
+    plural: ClassVar[str] = "instructionpretrainings"
+    short_name: ClassVar[str] = "ipt"
+    columns: ClassVar[tuple[PrinterColumn, ...]] = (
+        PrinterColumn("Phase", ".status.phase"),
+        PrinterColumn("Synthesis", ".status.synthesis"),
+        PrinterColumn("Training", ".status.training"),
+        PrinterColumn("Gate", ".status.gate"),
+        PrinterColumn("Eta", ".status.progress.etaSeconds", "integer"),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Queue", ".spec.queueName", priority=1),
+        PrinterColumn("Cost", ".status.cost", priority=1),
+        PrinterColumn("Output", ".status.output.uri", priority=1),
+    )
+    kind: Annotated[Literal["InstructionPretraining"], Field(description="Kind.")]
+    spec: Annotated[InstructionPretrainingSpec, Field(description="What is wanted.")]
+    status: Annotated[InstructionPretrainingStatus | None, Field(default=None, description="What is known.")] = None

@@ -1,0 +1,176 @@
+"""SynthesisJob: raw corpus -> instruction-augmented corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from instructpt.api.base import ApiModel, Count, Input, ObjectRef, PrinterColumn, Resource, Rule, Share, StorageSpec
+from instructpt.api.common import CommonStatus, Resources, RunPolicy
+
+SplitName = Literal["tune", "train", "heldOut"]
+
+
+class Synthesizer(ApiModel):
+    """The model that writes the pairs, and the wire format it was tuned on."""
+
+    model: Annotated[
+        str | None,
+        Field(default=None, max_length=2048, description="Hub id, s3:// prefix with a manifest, or a folder."),
+    ] = None
+    ref: Annotated[ObjectRef | None, Field(default=None, description="TrainingJob whose export is the model.")] = None
+    profile: Annotated[
+        str, Field(default="instruction-synthesizer", max_length=63, description="Wire format of prompt and completion.")
+    ] = "instruction-synthesizer"
+    compat: Annotated[
+        Literal["fixed", "reference"],
+        Field(default="fixed", description="fixed repairs the reference code's faults; reference reproduces them."),
+    ] = "fixed"
+
+
+class Engine(ApiModel):
+    """What generates: a model engine, or the rules of mined."""
+
+    name: Annotated[
+        Literal["vllm", "transformers", "openai", "mined"],
+        Field(default="vllm", description="vllm (GPU), transformers (CPU), openai (a server), mined (rules, no model)."),
+    ] = "vllm"
+    resources: Annotated[Resources, Field(default_factory=Resources, description="What one worker asks for.")]
+    endpoint: Annotated[
+        str | None, Field(default=None, max_length=2048, description="Of engine openai: base URL of the server, ending in /v1.")
+    ] = None
+    concurrency: Annotated[
+        int | None, Field(default=None, ge=1, le=65536, description="Chains in flight in a worker; empty chooses by engine.")
+    ] = None
+    args: Annotated[
+        Mapping[str, Any],
+        Field(
+            default_factory=dict,
+            description="Passed to the engine as they are, such as vLLM's engine arguments.",
+            json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+        ),
+    ]
+    rules = (
+        Rule(
+            "engine openai needs engine.endpoint, such as http://server:8000/v1",
+            "self.name != 'openai' || has(self.endpoint)",
+            lambda s: s.name != "openai" or s.endpoint is not None,
+        ),
+    )
+
+
+class Sampling(ApiModel):
+    """How completions are drawn. The defaults are the reference's (method.md 2)."""
+
+    temperature: Annotated[float, Field(default=0.0, ge=0.0, le=2.0, description="0 is greedy.")] = 0.0
+    top_p: Annotated[float, Field(default=1.0, gt=0.0, le=1.0, description="Nucleus.")] = 1.0
+    max_tokens: Annotated[int, Field(default=400, ge=1, le=32768, description="Longest completion, in tokens.")] = 400
+    context_window: Annotated[
+        int, Field(default=4096, ge=64, le=1_048_576, description="Prompt and completion together, in tokens.")
+    ] = 4096
+    rules = (
+        Rule(
+            "maxTokens must be below contextWindow; lower maxTokens or raise contextWindow",
+            "self.maxTokens < self.contextWindow",
+            lambda s: s.max_tokens < s.context_window,
+        ),
+    )
+
+
+class Filters(ApiModel):
+    """What is dropped from the synthesized pairs; each drop is counted by reason."""
+
+    deduplicate_questions: Annotated[
+        bool, Field(default=True, description="Within a document, equal questions count once.")
+    ] = True
+    max_question_characters: Annotated[int, Field(default=2000, ge=1, description="Longer questions are dropped.")] = 2000
+    max_answer_characters: Annotated[int, Field(default=4000, ge=1, description="Longer answers are dropped.")] = 4000
+    require_grounded_answers: Annotated[
+        bool, Field(default=False, description="Drop free answers none of whose words occur in their document.")
+    ] = False
+
+
+class SynthesisSettings(ApiModel):
+    """How text is synthesized; shared by SynthesisJob and the pipeline."""
+
+    shots: Annotated[int, Field(default=3, ge=1, le=64, description="Documents in a chain (M of M-shot).")] = 3
+    convert: Annotated[Share, Field(default=1.0, description="Share of the documents that get pairs; the rest stays raw.")] = 1.0
+    layout: Annotated[
+        Literal["chain-local", "reference"],
+        Field(default="chain-local", description="How documents form chains; reference has rounds over the whole input."),
+    ] = "chain-local"
+    sampling: Annotated[Sampling, Field(default_factory=Sampling, description="How completions are drawn.")]
+    templates: Annotated[
+        str, Field(default="native", max_length=2048, description="Template set that turns chains into text.")
+    ] = "native"
+    filters: Annotated[Filters, Field(default_factory=Filters, description="What is dropped.")]
+    engine: Annotated[Engine, Field(default_factory=Engine, description="What generates.")]
+    parallelism: Annotated[int, Field(default=1, ge=1, le=10_000, description="Workers.")] = 1
+    lease_seconds: Annotated[
+        int, Field(default=60, ge=5, le=3600, description="A worker silent for this long loses its micro-shard.")
+    ] = 60
+    seed: Annotated[int, Field(default=12345, ge=0, description="Seed of templates and sampling.")] = 12345
+
+
+class SynthesisJobSpec(SynthesisSettings, RunPolicy):
+    """What a SynthesisJob declares."""
+
+    storage: Annotated[StorageSpec, Field(description="Where the augmented corpus goes.")]
+    input: Annotated[Input, Field(description="Corpus: its manifest's prefix, or a ref to a Corpus.")]
+    split: Annotated[SplitName | None, Field(default=None, description="Part of the corpus; empty takes all.")] = None
+    strategy: Annotated[
+        str, Field(default="instruction-synthesizer", max_length=63, description="What is synthesized: instruction-synthesizer or mined.")
+    ] = "instruction-synthesizer"
+    synthesizer: Annotated[Synthesizer | None, Field(default=None, description="The model; none for strategy mined.")] = None
+    max_documents: Annotated[
+        Count | None, Field(default=None, description="Take only the first so many documents (run --sample).")
+    ] = None
+    rules = (
+        Rule(
+            "strategy mined and engine.name mined go together; set both or neither",
+            "(self.strategy == 'mined') == (has(self.engine) && has(self.engine.name) && self.engine.name == 'mined')",
+            lambda s: (s.strategy == "mined") == (s.engine.name == "mined"),
+        ),
+        Rule(
+            "exactly one of synthesizer.model and synthesizer.ref must be set, and neither for strategy mined",
+            "self.strategy == 'mined' ? !has(self.synthesizer) || (!has(self.synthesizer.model) && !has(self.synthesizer.ref)) "
+            ": has(self.synthesizer) && (has(self.synthesizer.model) != has(self.synthesizer.ref))",
+            lambda s: _synthesizer_fits(s),
+        ),
+    )
+
+
+def _synthesizer_fits(spec: SynthesisJobSpec) -> bool:
+    synthesizer = spec.synthesizer
+    has_model = synthesizer is not None and synthesizer.model is not None
+    has_ref = synthesizer is not None and synthesizer.ref is not None
+    return not has_model and not has_ref if spec.strategy == "mined" else has_model != has_ref
+
+
+class SynthesisJobStatus(CommonStatus):
+    """What is known of a SynthesisJob."""
+
+
+class SynthesisJob(Resource):
+    """Turns a raw corpus into an instruction-augmented corpus: documents plus synthesized pairs."""
+
+    plural: ClassVar[str] = "synthesisjobs"
+    short_name: ClassVar[str] = "syn"
+    columns: ClassVar[tuple[PrinterColumn, ...]] = (
+        PrinterColumn("Phase", ".status.phase"),
+        PrinterColumn("Done", ".status.shards.succeeded", "integer"),
+        PrinterColumn("Shards", ".status.shards.total", "integer"),
+        PrinterColumn("Pairs", ".status.counts.pairs", "integer"),
+        PrinterColumn("Restarts", ".status.restarts", "integer"),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Queue", ".spec.queueName", priority=1),
+        PrinterColumn("Model", ".spec.synthesizer.model", priority=1),
+        PrinterColumn("Failed", ".status.shards.failed", "integer", 1),
+        PrinterColumn("Eta", ".status.progress.etaSeconds", "integer", 1),
+        PrinterColumn("Output", ".status.output.uri", priority=1),
+    )
+    kind: Annotated[Literal["SynthesisJob"], Field(description="Kind.")]
+    spec: Annotated[SynthesisJobSpec, Field(description="What is wanted.")]
+    status: Annotated[SynthesisJobStatus | None, Field(default=None, description="What is known.")] = None

@@ -1,0 +1,263 @@
+"""TrainingJob: preparation (tokenize, pack) and training of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from instructpt.api.base import Access, ApiModel, Count, Input, ObjectRef, PrinterColumn, Resource, Rule, StorageSpec, Uri
+from instructpt.api.common import CommonStatus, Resources, RunPolicy
+from instructpt.api.v1alpha1.synthesisjob import SplitName
+
+Objective = Literal["Pretraining", "SynthesizerTuning", "InstructionTuning"]
+Preset = Literal["tiny", "500m", "1.3b"]
+
+
+class ModelInit(ApiModel):
+    """Where the weights start: exactly one of a model, another job's export, a preset or a config."""
+
+    from_: Annotated[
+        str | None,
+        Field(default=None, alias="from", max_length=2048, description="Model to continue from: hub id, s3:// prefix or folder."),
+    ] = None
+    ref: Annotated[ObjectRef | None, Field(default=None, description="TrainingJob whose export is continued.")] = None
+    preset: Annotated[Preset | None, Field(default=None, description="Named architecture, from scratch.")] = None
+    config: Annotated[
+        Mapping[str, Any] | None,
+        Field(
+            default=None,
+            description="A transformers config with model_type, from scratch; laid over preset where both are set.",
+            json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+        ),
+    ] = None
+    rules = (
+        Rule(
+            "init needs exactly one of from, ref and preset/config",
+            "(has(self.from) ? 1 : 0) + (has(self.ref) ? 1 : 0) + (has(self.preset) || has(self.config) ? 1 : 0) == 1",
+            lambda s: sum((s.from_ is not None, s.ref is not None, s.preset is not None or s.config is not None)) == 1,
+        ),
+    )
+
+
+class TokenizerTrain(ApiModel):
+    """A byte-level BPE tokenizer trained on the run's own text."""
+
+    vocab_size: Annotated[int, Field(default=4096, ge=300, le=262_144, description="Entries, special tokens included.")] = 4096
+    corpus: Annotated[
+        Input | None, Field(default=None, description="Corpus it is trained on; empty takes the mixture's first source.")
+    ] = None
+    split: Annotated[SplitName | None, Field(default=None, description="Part of the corpus; empty takes all.")] = None
+
+
+class TokenizerSpec(ApiModel):
+    """Which tokenizer: a model's, or one trained in the preparation stage."""
+
+    from_: Annotated[
+        str | None, Field(default=None, alias="from", max_length=2048, description="Hub id, s3:// prefix or folder.")
+    ] = None
+    train: Annotated[TokenizerTrain | None, Field(default=None, description="Train one.")] = None
+    rules = (
+        Rule(
+            "tokenizer needs exactly one of from and train",
+            "has(self.from) != has(self.train)",
+            lambda s: (s.from_ is None) != (s.train is None),
+        ),
+    )
+
+
+SourceFormat = Literal["augmented", "corpus", "instructions", "jsonl", "parquet", "arrow", "text"]
+
+
+class MixtureSource(Access):
+    """One source of a mixture: a name that the pipeline resolves, a ref, or a URI."""
+
+    name: Annotated[
+        str | None, Field(default=None, max_length=63, description="Name in receipts; empty uses source, ref or a number.")
+    ] = None
+    source: Annotated[
+        Literal["augmented", "raw", "tuning"] | None,
+        Field(
+            default=None,
+            description="Of the pipeline: the augmented corpus, the same documents raw, or the synthesizer's tuning set.",
+        ),
+    ] = None
+    ref: Annotated[ObjectRef | None, Field(default=None, description="SynthesisJob or Corpus.")] = None
+    uri: Annotated[Uri | None, Field(default=None, description="Prefix with a manifest, or files.")] = None
+    digest: Annotated[
+        str | None, Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="Digest its manifest must have.")
+    ] = None
+    split: Annotated[SplitName | None, Field(default=None, description="Part of a Corpus; empty takes all.")] = None
+    format: Annotated[
+        SourceFormat | None,
+        Field(default=None, description="augmented and corpus have manifests; instructions holds question and answer; others are files."),
+    ] = None
+    text_field: Annotated[str, Field(default="text", max_length=253, description="Of files: field with the text.")] = "text"
+    question_field: Annotated[str, Field(default="question", max_length=253, description="Of instructions: field.")] = "question"
+    answer_field: Annotated[str, Field(default="answer", max_length=253, description="Of instructions: field.")] = "answer"
+    weight: Annotated[float, Field(default=1.0, gt=0, description="Share of the tokens, relative to the other sources.")] = 1.0
+    max_repeats: Annotated[
+        int | None, Field(default=None, ge=1, le=1000, description="Passes over this source at most; empty takes the job's.")
+    ] = None
+    rules = (
+        Rule(
+            "a mixture entry needs exactly one of source, ref and uri",
+            "(has(self.source) ? 1 : 0) + (has(self.ref) ? 1 : 0) + (has(self.uri) ? 1 : 0) == 1",
+            lambda s: sum(x is not None for x in (s.source, s.ref, s.uri)) == 1,
+        ),
+    )
+
+
+class Optimizer(ApiModel):
+    """Optimizer and its rates."""
+
+    name: Annotated[Literal["adamw"], Field(default="adamw", description="Optimizer.")] = "adamw"
+    learning_rate: Annotated[float, Field(default=3e-4, gt=0, le=10, description="Peak learning rate.")] = 3e-4
+    beta1: Annotated[float, Field(default=0.9, ge=0, lt=1, description="First moment.")] = 0.9
+    beta2: Annotated[float, Field(default=0.95, ge=0, lt=1, description="Second moment.")] = 0.95
+    epsilon: Annotated[float, Field(default=1e-8, gt=0, description="Added to the denominator.")] = 1e-8
+    weight_decay: Annotated[float, Field(default=0.1, ge=0, description="Of matrices; norms and biases have none.")] = 0.1
+
+
+class Schedule(ApiModel):
+    """Learning rate over steps."""
+
+    name: Annotated[Literal["cosine", "constant", "wsd"], Field(default="cosine", description="Shape after warm-up.")] = "cosine"
+    warmup_fraction: Annotated[float, Field(default=0.02, ge=0, lt=1, description="Share of the steps that warm up.")] = 0.02
+    decay_fraction: Annotated[float, Field(default=0.2, ge=0, le=1, description="Of wsd: share of the steps that decay.")] = 0.2
+    final_fraction: Annotated[float, Field(default=0.1, ge=0, le=1, description="Last rate over the peak.")] = 0.1
+
+
+class DeepSpeed(ApiModel):
+    """DeepSpeed settings."""
+
+    zero_stage: Annotated[int, Field(default=1, ge=0, le=3, description="ZeRO stage.")] = 1
+
+
+class CheckpointSpec(ApiModel):
+    """When checkpoints are written and how many stay."""
+
+    every_steps: Annotated[int, Field(default=200, ge=1, description="Steps between checkpoints.")] = 200
+    keep: Annotated[int, Field(default=2, ge=1, le=100, description="Checkpoints that stay.")] = 2
+    upload_bytes_per_second: Annotated[
+        int, Field(default=200_000_000, ge=1, description="Rate that the grace period is planned from, a node.")
+    ] = 200_000_000
+
+
+class TrainingSettings(ApiModel):
+    """How a model is trained; shared by TrainingJob and the pipeline, and what an arm may override."""
+
+    init: Annotated[ModelInit, Field(description="Where the weights start.")]
+    tokenizer: Annotated[TokenizerSpec | None, Field(default=None, description="Tokenizer; empty takes that of init.")] = None
+    mixture: Annotated[
+        tuple[MixtureSource, ...],
+        Field(
+            default=(MixtureSource(source="augmented"),),
+            min_length=1,
+            max_length=64,
+            description="Sources with weights, as shares of tokens.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
+    ] = (MixtureSource(source="augmented"),)
+    tokens: Annotated[Count, Field(description="Non-padding tokens to train on, exactly.")]
+    sequence_length: Annotated[int, Field(default=2048, ge=64, le=1_048_576, description="Tokens in a packed row.")] = 2048
+    global_batch_rows: Annotated[int, Field(default=32, ge=1, le=1_000_000, description="Rows in a step, over all ranks.")] = 32
+    micro_batch_rows: Annotated[int, Field(default=8, ge=1, le=65536, description="Rows in one forward pass of a rank.")] = 8
+    max_repeats: Annotated[int, Field(default=4, ge=1, le=1000, description="Passes over a source at most.")] = 4
+    optimizer: Annotated[Optimizer, Field(default_factory=Optimizer, description="Optimizer.")]
+    schedule: Annotated[Schedule, Field(default_factory=Schedule, description="Learning rate over steps.")]
+    gradient_clip: Annotated[float, Field(default=1.0, gt=0, description="Largest global norm of the gradients.")] = 1.0
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], Field(default="auto", description="auto is bf16 on a GPU and fp32 on a CPU.")
+    ] = "auto"
+    deepspeed: Annotated[DeepSpeed, Field(default_factory=DeepSpeed, description="DeepSpeed settings.")]
+    nodes: Annotated[int, Field(default=1, ge=1, le=10_000, description="Nodes.")] = 1
+    gpus_per_node: Annotated[int, Field(default=0, ge=0, le=64, description="GPUs a node; 0 trains on the CPU.")] = 0
+    processes_per_node: Annotated[
+        int, Field(default=1, ge=1, le=64, description="Of CPU training: ranks a node; on GPUs it is gpusPerNode.")
+    ] = 1
+    resources: Annotated[Resources, Field(default_factory=Resources, description="CPU and memory a node.")]
+    checkpoint: Annotated[CheckpointSpec, Field(default_factory=CheckpointSpec, description="Checkpoints.")]
+    prepare_parallelism: Annotated[int, Field(default=1, ge=1, le=10_000, description="Workers of the preparation.")] = 1
+    rules = (
+        Rule(
+            "sequenceLength must be a multiple of 8; round it down or up",
+            "!has(self.sequenceLength) || self.sequenceLength % 8 == 0",
+            lambda s: s.sequence_length % 8 == 0,
+        ),
+        Rule(
+            "globalBatchRows must be a multiple of the ranks (nodes x gpusPerNode, or nodes x processesPerNode on the CPU)",
+            "self.globalBatchRows % (self.nodes * (self.gpusPerNode > 0 ? self.gpusPerNode : self.processesPerNode)) == 0",
+            lambda s: s.global_batch_rows % s.ranks == 0,
+        ),
+        Rule(
+            "a preset or config from scratch must name a tokenizer (tokenizer.from or tokenizer.train); only preset tiny has a default",
+            "has(self.tokenizer) || has(self.init.from) || has(self.init.ref) || "
+            "(has(self.init.preset) && self.init.preset == 'tiny')",
+            lambda s: s.tokenizer is not None or s.init.from_ is not None or s.init.ref is not None or s.init.preset == "tiny",
+        ),
+    )
+
+    @property
+    def ranks(self) -> int:
+        """Processes over all nodes."""
+        return self.nodes * (self.gpus_per_node or self.processes_per_node)
+
+
+class TrainingJobSpec(TrainingSettings, RunPolicy):
+    """What a TrainingJob declares."""
+
+    storage: Annotated[StorageSpec, Field(description="Where token shards, checkpoints and the export go.")]
+    prepared: Annotated[
+        StorageSpec | None,
+        Field(
+            default=None,
+            description="Where tokenizers and token shards go, named by content so that jobs share them; empty: below storage.",
+        ),
+    ] = None
+    objective: Annotated[
+        Objective,
+        Field(default="Pretraining", description="Pretraining has its loss on all tokens, the two tunings on answers only."),
+    ] = "Pretraining"
+    profile: Annotated[
+        str, Field(default="instruction-synthesizer", max_length=63, description="Of SynthesizerTuning: wire format to learn.")
+    ] = "instruction-synthesizer"
+    seed: Annotated[int, Field(default=1, ge=0, description="Seed of weights and order.")] = 1
+    rules = (
+        Rule(
+            "source augmented, raw and tuning are known inside an InstructionPretraining only; use ref or uri",
+            "self.mixture.all(m, !has(m.source))",
+            lambda s: all(m.source is None for m in s.mixture),
+        ),
+    )
+
+
+class TrainingJobStatus(CommonStatus):
+    """What is known of a TrainingJob."""
+
+    step: Annotated[int | None, Field(default=None, ge=0, description="Last finished step.")] = None
+    steps: Annotated[int | None, Field(default=None, ge=0, description="Steps in all.")] = None
+    loss: Annotated[float | None, Field(default=None, description="Loss of the last step, in nats a token.")] = None
+    checkpoint: Annotated[int | None, Field(default=None, ge=0, description="Step of the last verified checkpoint.")] = None
+
+
+class TrainingJob(Resource):
+    """Trains one model: pre-training, tuning a synthesizer, or instruction tuning."""
+
+    plural: ClassVar[str] = "trainingjobs"
+    short_name: ClassVar[str] = "trn"
+    columns: ClassVar[tuple[PrinterColumn, ...]] = (
+        PrinterColumn("Phase", ".status.phase"),
+        PrinterColumn("Step", ".status.step", "integer"),
+        PrinterColumn("Loss", ".status.loss", "number"),
+        PrinterColumn("Checkpoint", ".status.checkpoint", "integer"),
+        PrinterColumn("Restarts", ".status.restarts", "integer"),
+        PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Objective", ".spec.objective", priority=1),
+        PrinterColumn("Queue", ".spec.queueName", priority=1),
+        PrinterColumn("Eta", ".status.progress.etaSeconds", "integer", 1),
+    )
+    kind: Annotated[Literal["TrainingJob"], Field(description="Kind.")]
+    spec: Annotated[TrainingJobSpec, Field(description="What is wanted.")]
+    status: Annotated[TrainingJobStatus | None, Field(default=None, description="What is known.")] = None

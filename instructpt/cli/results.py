@@ -1,0 +1,199 @@
+"""Verbs that read what runs produced: show, report, lineage."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from instructpt.api.runspec import ResolvedInput
+from instructpt.cli.console import Output, emit, out, talk
+from instructpt.cli.lifecycle import NameArgument, OutputOption, RunsOption, find_folder, judge_folder
+from instructpt.errors import ConfigError, NotFoundError
+from instructpt.local.run import DEFAULT_RUNS
+from instructpt.plan import Stage
+
+
+class What(StrEnum):
+    """What ``show`` can show."""
+
+    AUGMENTED = "augmented"
+    DOCUMENTS = "documents"
+    DEAD_LETTERS = "dead-letters"
+
+
+def report(
+    name: NameArgument, runs: RunsOption = DEFAULT_RUNS, output: OutputOption = Output.TABLE
+) -> None:
+    """Print the comparison of the arms, and what it means."""
+    print_report(find_folder(name, runs).path, output)
+
+
+def print_report(folder: Path, output: Output) -> None:
+    """The report of a run folder, as a table or as data."""
+    path = folder / "report.json"
+    if not path.exists():
+        raise ConfigError(f"{folder} has no report yet", fix="let the run finish: instructpt status shows how far it is")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if output is not Output.TABLE:
+        emit(data, output)
+        return
+    from instructpt.evaluation.table import render_table
+
+    out.print(render_table(data))
+    talk.print(f"Report: {folder / 'report.html'} and {path}", markup=False)
+
+
+def show(
+    what: Annotated[What, typer.Argument(help="augmented, documents or dead-letters.")],
+    name: Annotated[str | None, typer.Argument(help="Name of the run; empty takes the newest.")] = None,
+    runs: RunsOption = DEFAULT_RUNS,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many.")] = 1,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show augmented texts with their pairs marked, raw documents, or dead letters."""
+    folder = find_folder(name or _newest(runs), runs)
+    _, plan, _ = judge_folder(folder)
+    wanted = "inspect" if what is What.DOCUMENTS else "synthesize"
+    stages = [s for s in plan.stages if s.kind == wanted and s.result is not None]
+    if not stages:
+        raise ConfigError(f"{folder.path.name} has no {what} yet", fix="let the run get that far")
+    stage = next((s for s in stages if s.step == "synthesis"), stages[-1])
+    rows = _documents(stage, number) if what is What.DOCUMENTS else _chains(stage, number, what)
+    if output is not Output.TABLE:
+        emit(rows, output)
+        return
+    for row in rows:
+        _print_row(row)
+    if not rows:
+        talk.print(f"There are no {what}.")
+
+
+def _newest(runs: Path) -> str:
+    found = sorted(runs.glob("*/spec.yaml"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"there is no run below {runs}/", fix="instructpt run FILE starts one")
+    return found[-1].parent.name
+
+
+def _input(stage: Stage) -> ResolvedInput:
+    assert stage.result is not None and stage.output is not None
+    place = stage.output
+    return ResolvedInput(
+        uri=stage.result.uri, digest=stage.result.digest, endpoint=place.endpoint, region=place.region,
+        secret_ref=place.secret_ref,
+    )  # fmt: skip
+
+
+def _documents(stage: Stage, number: int) -> list[dict[str, Any]]:
+    from itertools import islice
+
+    from instructpt.corpus.shards import iter_corpus
+
+    return [{"id": d.id, "text": d.text} for d in islice(iter_corpus(_input(stage)), number)]
+
+
+def _chains(stage: Stage, number: int, what: What) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from instructpt.corpus.shards import iter_augmented
+
+    rows = []
+    for chain in iter_augmented(_input(stage)):
+        dead = any(s.verdict == "dead-letter" for s in chain.shots)
+        paired = any(s.pairs for s in chain.shots)
+        if dead if what is What.DEAD_LETTERS else paired:
+            rows.append(asdict(chain))
+        if len(rows) == number:
+            break
+    return rows
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    if "shots" not in row:
+        out.print(f"[bold]{escape(row['id'])}[/]\n{escape(row['text'])}\n")
+        return
+    out.rule(f"chain {row['id']}")
+    for shot in row["shots"]:
+        reason = f" ({shot['reason']})" if shot["reason"] else ""
+        out.print(f"[bold]document {escape(shot['document'])}[/] {shot['verdict']}{escape(reason)}")
+        out.print(escape(shot["text"]))
+        for pair in shot["pairs"]:
+            out.print(f"  [green]Q[/] {escape(pair['question'])}\n  [yellow]A[/] {escape(pair['answer'])}")
+    out.print("\n[bold]as the model sees it[/]")
+    out.print(mark_pairs(row))
+
+
+def mark_pairs(row: dict[str, Any]) -> str:
+    """The chain's text with its questions green and its answers yellow, as rich markup."""
+    text = row["text"]
+    spans: list[tuple[int, int, str]] = []
+    position = 0
+    for shot in row["shots"]:
+        for pair in shot["pairs"]:
+            for part, colour in ((pair["question"].split("\n")[0], "green"), (pair["answer"], "yellow")):
+                start = text.find(part, position)
+                if start >= 0 and part:
+                    spans.append((start, start + len(part), colour))
+                    position = start + len(part)
+    marked, last = "", 0
+    for start, end, colour in spans:
+        marked += escape(text[last:start]) + f"[{colour}]" + escape(text[start:end]) + "[/]"
+        last = end
+    return marked + escape(text[last:])
+
+
+def print_pair_quality(stage: Stage, output: Output) -> None:
+    """The pair-quality report of a finished synthesis."""
+    from instructpt.corpus.shards import iter_augmented
+    from instructpt.evaluation.pair_quality import measure, render
+
+    quality = measure(iter_augmented(_input(stage)))
+    if output is not Output.TABLE:
+        emit(quality, output)
+        return
+    out.print(render(quality))
+    talk.print("Look at some: instructpt show augmented -n 3")
+
+
+def lineage(
+    name: Annotated[str, typer.Argument(help="Run name, or URI of a prefix with a manifest.")],
+    runs: RunsOption = DEFAULT_RUNS,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show what each produced set was made from, back to the raw corpus, by content hash."""
+    from instructpt.corpus.manifest import load_manifest
+    from instructpt.storage import open_store
+
+    try:
+        folder = find_folder(name, runs)
+    except ConfigError:
+        manifest = load_manifest(open_store(name))
+        rows = [{"uri": name, "kind": manifest.kind, "digest": manifest.digest, "inputs": dict(manifest.inputs)}]
+    else:
+        _, plan, _ = judge_folder(folder)
+        rows = []
+        for stage in plan.stages:
+            if stage.result is None or stage.output is None:
+                continue
+            try:
+                manifest = load_manifest(open_store(stage.result.uri, access=stage.output))
+            except NotFoundError:
+                continue
+            rows.append(
+                {"step": stage.step, "uri": stage.result.uri, "kind": manifest.kind, "digest": manifest.digest,
+                 "inputs": dict(manifest.inputs)}
+            )  # fmt: skip
+    if output is not Output.TABLE:
+        emit(rows, output)
+        return
+    steps = {row["digest"]: row.get("step", row["uri"]) for row in rows}
+    for row in rows:
+        out.print(f"[bold]{row.get('step', row['uri'])}[/] {row['kind']} {row['digest'][:19]} {escape(str(row['uri']))}")
+        for input_name, digest in row["inputs"].items():
+            origin = steps.get(digest)
+            out.print(f"  <- {input_name} {digest[:19]}" + (f" ({origin})" if origin else ""), markup=False)

@@ -1,0 +1,170 @@
+"""``instructpt worker VERB``: one RunSpec file in, storage written, an exit code that says what a retry is good for.
+
+Exit codes (protocols.md 7): 0 done; 42 this worker cannot work; 43 bad configuration or credentials; 75 stopped by
+SIGTERM with everything kept; 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from instructpt.api.runspec import MAX_RESULT_BYTES, RunSpec, StageKind, StageResult
+from instructpt.errors import ConfigError, EnvironmentNotReadyError, InstructPTError
+from instructpt.local.folder import write_atomically
+from instructpt.telemetry.context import WorkerContext
+from instructpt.telemetry.logs import configure_logging
+from instructpt.telemetry.server import serve
+
+logger = logging.getLogger("instructpt.worker")
+
+EXIT_FAILED = 1
+EXIT_CANNOT_WORK = 42
+EXIT_CONFIG = 43
+EXIT_PREEMPTED = 75
+
+MODULES: dict[StageKind, str] = {
+    "inspect": "instructpt.corpus.inspect",
+    "synthesize": "instructpt.synthesis.worker",
+    "tokenizer": "instructpt.training.prepare",
+    "pack": "instructpt.training.prepare",
+    "train": "instructpt.training.entry",
+    "evaluate": "instructpt.evaluation.worker",
+    "report": "instructpt.evaluation.report",
+}
+
+
+def run_worker(verb: str, path: Path, expected_hash: str) -> int:
+    """Do what the RunSpec says and return the exit code."""
+    configure_logging(os.environ.get("INSTRUCTPT_LOG_LEVEL", "INFO"))
+    _end_with_parent()
+    ctx = _context()
+    try:
+        spec = read_runspec(verb, path, expected_hash)
+        ctx.scratch.mkdir(parents=True, exist_ok=True)
+        with _telemetry(ctx, verb):
+            result = _dispatch(spec, ctx)
+        if ctx.stop.is_set():
+            logger.info("stopped by a signal, committed work is kept")
+            return EXIT_PREEMPTED
+    except InstructPTError as error:
+        return _failed(error)
+    except MemoryError as error:
+        return _failed(EnvironmentNotReadyError("out of memory", fix="lower the batch or raise the memory").with_traceback(error.__traceback__))  # fmt: skip  # noqa: E501
+    except Exception as error:
+        logger.exception("unexpected failure")
+        _leave({"error": {"type": type(error).__name__, "message": f"{type(error).__name__}: {error}"[:2000]}})
+        return EXIT_FAILED
+    if result is not None:
+        _leave(result.to_wire())
+    return 0
+
+
+def read_runspec(verb: str, path: Path, expected_hash: str) -> RunSpec:
+    """The RunSpec of a file, if it is the one that was meant.
+
+    Raises:
+        ConfigError: The file is missing, not a RunSpec, or has another hash or verb than argv says.
+    """
+    try:
+        spec = RunSpec.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"RunSpec {path} cannot be read: {error}") from error
+    if spec.hash != expected_hash:
+        raise ConfigError(
+            f"RunSpec {path} has hash {spec.hash}, argv says {expected_hash}", fix="start the worker from a fresh plan"
+        )
+    if spec.verb != verb:
+        raise ConfigError(f"RunSpec {path} is for verb {spec.verb}, argv says {verb}")
+    return spec
+
+
+def _dispatch(spec: RunSpec, ctx: WorkerContext) -> StageResult | None:
+    module: Any = importlib.import_module(MODULES[spec.stage])
+    if spec.verb == "finalize":
+        result: StageResult = module.finalize(spec, ctx)
+        return result
+    module.run(spec, ctx)
+    return None
+
+
+def _context() -> WorkerContext:
+    environ = os.environ
+    ctx = WorkerContext(
+        worker_id=environ.get("INSTRUCTPT_WORKER_ID") or f"{os.uname().nodename}-{os.getpid()}",
+        scratch=Path(environ.get("INSTRUCTPT_SCRATCH", "scratch")),
+        replica=int(environ.get("INSTRUCTPT_REPLICA", environ.get("JOB_COMPLETION_INDEX", "0"))),
+        replicas=int(environ.get("INSTRUCTPT_REPLICAS", "1")),
+    )
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        ctx.stop.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    return ctx
+
+
+@contextlib.contextmanager
+def _telemetry(ctx: WorkerContext, verb: str) -> Any:
+    port_file = os.environ.get("INSTRUCTPT_PORT_FILE")
+    host = "127.0.0.1" if port_file else "0.0.0.0"  # noqa: S104 - in a pod the operator reads /progress
+    port = 0 if port_file else int(os.environ.get("INSTRUCTPT_METRICS_PORT", "9100"))
+    with serve(ctx.progress, verb, host=host, port=port) as bound:
+        if port_file:
+            write_atomically(Path(port_file), str(bound))
+        yield
+
+
+def _failed(error: InstructPTError) -> int:
+    logger.error("%s", error)
+    _leave(
+        {
+            "error": {
+                "type": type(error).__name__,
+                "message": str(error)[:2500],
+                "field": error.field,
+                "retryable": error.retryable,
+            }
+        }
+    )
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
+    if isinstance(error, EnvironmentNotReadyError):
+        return EXIT_CANNOT_WORK
+    return EXIT_PREEMPTED if type(error).__name__ == "Preempted" else EXIT_FAILED
+
+
+def _leave(message: dict[str, Any]) -> None:
+    """Write the termination message; on a cluster the kubelet reads it from there."""
+    text = json.dumps(message, ensure_ascii=False)
+    if len(text.encode()) > MAX_RESULT_BYTES:
+        raise AssertionError(f"termination message of {len(text)} characters is above {MAX_RESULT_BYTES} bytes")
+    path = Path(os.environ.get("INSTRUCTPT_TERMINATION_LOG", "/dev/termination-log"))
+    if path.parent.exists() and os.access(path.parent if not path.exists() else path, os.W_OK):
+        path.write_text(text, encoding="utf-8")
+    else:
+        print(text, file=sys.stdout)
+
+
+def _end_with_parent() -> None:
+    """End when the executor that started this worker is gone, so that two lives of a run never overlap."""
+    parent = int(os.environ.get("INSTRUCTPT_PARENT_PID", "0"))
+    if parent == 0:
+        return
+
+    def watch() -> None:
+        waiter = threading.Event()
+        while os.getppid() == parent:
+            waiter.wait(0.5)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

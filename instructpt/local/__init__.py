@@ -1,0 +1,1 @@
+"""The executor for one machine: a plan as subprocesses, state in a run folder."""

@@ -1,0 +1,55 @@
+"""EvaluationJob -> one worker over models x tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from instructpt.api.runspec import EvaluatedModel, EvaluateRun, ResolvedInput
+from instructpt.api.v1alpha1.evaluationjob import DEFAULT_TASKS, EvaluationJobSpec, EvaluationSettings
+from instructpt.errors import ConfigError
+from instructpt.plan.builder import PlanBuilder, resolve
+
+
+def plan_evaluation(
+    builder: PlanBuilder,
+    spec: EvaluationJobSpec,
+    *,
+    models: Mapping[int, ResolvedInput | None] | None = None,
+    corpus: ResolvedInput | None = None,
+    waits_for: tuple[str, ...] = (),
+    step: str = "evaluation",
+) -> ResolvedInput | None:
+    """The measurement and its finishing task; ``models`` holds what the caller resolves, by index."""
+    check_tasks(spec.tasks)
+    places = [
+        models[i] if models is not None and i in models else resolve(m, f"spec.models[{i}]")
+        for i, m in enumerate(spec.models)
+    ]
+    if corpus is None and not waits_for:
+        corpus = resolve(spec.corpus, "spec.corpus")
+    section = None
+    if corpus is not None and all(p is not None for p in places):
+        section = EvaluateRun(
+            models=tuple(
+                EvaluatedModel(name=m.name, seed=m.seed, **dict(p))
+                for m, p in zip(spec.models, places, strict=True)
+                if p is not None
+            ),
+            baseline=spec.baseline, corpus=corpus, split=spec.split,
+            settings=EvaluationSettings(**{name: getattr(spec, name) for name in EvaluationSettings.model_fields}),
+        )  # fmt: skip
+    return builder.add(
+        step, "evaluate", output=spec.storage, section=section, waits_for=waits_for, resources=spec.resources
+    )
+
+
+def check_tasks(tasks: tuple[str, ...]) -> None:
+    """Refuse tasks that nothing here can measure, before anything is spent."""
+    for index, task in enumerate(tasks):
+        if task not in DEFAULT_TASKS:
+            raise ConfigError(
+                "is not a known task",
+                field=f"spec.evaluation.tasks[{index}]",
+                value=task,
+                fix=f"use {', '.join(DEFAULT_TASKS)}; tasks of lm-eval are not supported yet",
+            )

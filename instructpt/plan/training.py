@@ -1,0 +1,185 @@
+"""TrainingJob -> tokenizer, token shards of each source, training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from instructpt.api.base import StorageSpec
+from instructpt.api.presets import architecture
+from instructpt.api.runspec import (
+    InitRun,
+    PackRun,
+    PreparedSource,
+    ResolvedInput,
+    RunSpec,
+    TokenizerRun,
+    TrainRun,
+    TrainSource,
+)
+from instructpt.api.v1alpha1.trainingjob import MixtureSource, TokenizerSpec, TokenizerTrain, TrainingJobSpec
+from instructpt.errors import ConfigError
+from instructpt.plan.builder import PlanBuilder, access_of, resolve
+from instructpt.plan.naming import below
+
+DEFAULT_TINY_VOCABULARY = 4096
+
+
+def plan_training(
+    builder: PlanBuilder,
+    spec: TrainingJobSpec,
+    *,
+    sources: Mapping[int, ResolvedInput | None] | None = None,
+    tokenizer_corpus: ResolvedInput | None = None,
+    init: ResolvedInput | None = None,
+    waits_for: tuple[str, ...] = (),
+    step: str = "train",
+    arm: str | None = None,
+) -> ResolvedInput | None:
+    """Preparation of each source on its own, so that jobs share it, then training (protocols.md 6).
+
+    Args:
+        builder: Collects the stages.
+        spec: The job.
+        sources: For mixture entries that the caller resolves: index -> place, or ``None`` while it is not there.
+        tokenizer_corpus: Likewise for the corpus that a tokenizer is trained on.
+        init: Likewise for ``spec.init.ref``.
+        waits_for: Steps of the caller that those come from.
+        step: Prefix of the steps.
+        arm: Arm that is trained, if any.
+    """
+    entries = [_source(i, entry, sources) for i, entry in enumerate(spec.mixture)]
+    prepared = spec.prepared or below(spec.storage, "prepared")
+    tokenizer, tokenizer_step = _plan_tokenizer(
+        builder, spec, entries[0], tokenizer_corpus, prepared, f"{step}.tokenizer", waits_for, init
+    )
+    packed: list[ResolvedInput | None] = []
+    for entry, mixed in zip(entries, spec.mixture, strict=True):
+        section = None
+        if entry is not None and tokenizer is not None:
+            section = PackRun(
+                source=entry, tokenizer=tokenizer, sequence_length=spec.sequence_length, objective=spec.objective,
+                profile=spec.profile,
+            )  # fmt: skip
+        place = None if section is None else _by_content(prepared, "tokens", builder, section)
+        packed.append(
+            builder.add(
+                f"{step}.pack-{source_name(len(packed), mixed)}", "pack", output=place, section=section,
+                waits_for=(*waits_for, *tokenizer_step), parallelism=spec.prepare_parallelism, arm=arm,
+            )  # fmt: skip
+        )
+    pack_steps = tuple(f"{step}.pack-{source_name(i, m)}" for i, m in enumerate(spec.mixture))
+    section = None
+    if tokenizer is not None and all(p is not None for p in packed):
+        section = _train_section(spec, tokenizer, [p for p in packed if p is not None], init)
+    return builder.add(
+        step, "train", output=spec.storage, section=section, waits_for=pack_steps, replicas=spec.nodes,
+        resources=spec.resources, arm=arm, seed=spec.seed if arm else None,
+    )  # fmt: skip
+
+
+def source_name(index: int, entry: MixtureSource) -> str:
+    """Name of a mixture entry in receipts and steps."""
+    return entry.name or entry.source or (entry.ref.name if entry.ref else f"source-{index}")
+
+
+def _source(
+    index: int, entry: MixtureSource, sources: Mapping[int, ResolvedInput | None] | None
+) -> PreparedSource | None:
+    if sources is not None and index in sources:
+        place = sources[index]
+    elif entry.uri is not None:
+        place = ResolvedInput(uri=entry.uri, digest=entry.digest, **access_of(entry))
+    else:
+        raise ConfigError(
+            "refers to another object, which only a cluster or a pipeline can look up",
+            field=f"spec.mixture[{index}]",
+            value=source_name(index, entry),
+            fix="set uri instead",
+        )
+    if place is None:
+        return None
+    default = {"augmented": "augmented", "raw": "corpus", "tuning": "augmented"}.get(entry.source or "")
+    if entry.ref is not None:
+        default = "corpus" if entry.ref.kind == "Corpus" else "augmented"
+    format_ = entry.format or default
+    if format_ is None:
+        raise ConfigError(
+            "must be set where a source is given by uri",
+            field=f"spec.mixture[{index}].format",
+            fix="augmented or corpus for a prefix with a manifest, instructions, jsonl, parquet, arrow or text for files",
+        )
+    return PreparedSource(
+        name=source_name(index, entry), format=format_, split=entry.split, text_field=entry.text_field,
+        question_field=entry.question_field, answer_field=entry.answer_field, **dict(place),
+    )  # fmt: skip
+
+
+def _plan_tokenizer(
+    builder: PlanBuilder,
+    spec: TrainingJobSpec,
+    first: PreparedSource | None,
+    corpus: ResolvedInput | None,
+    prepared: StorageSpec,
+    step: str,
+    waits_for: tuple[str, ...],
+    init: ResolvedInput | None,
+) -> tuple[ResolvedInput | None, tuple[str, ...]]:
+    wanted = spec.tokenizer
+    if wanted is None and spec.init.preset == "tiny":
+        wanted = TokenizerSpec(train=TokenizerTrain(vocab_size=DEFAULT_TINY_VOCABULARY))
+    if wanted is None:
+        return (ResolvedInput(uri=spec.init.from_) if spec.init.from_ else init), ()
+    if wanted.from_ is not None:
+        return ResolvedInput(uri=wanted.from_), ()
+    assert wanted.train is not None
+    source = first
+    if wanted.train.corpus is not None:
+        place = corpus
+        if place is None and wanted.train.corpus.uri is not None:
+            place = resolve(wanted.train.corpus, "spec.tokenizer.train.corpus")
+        source = (
+            None
+            if place is None
+            else PreparedSource(name="tokenizer", format="corpus", split=wanted.train.split, **dict(place))
+        )
+    section = None if source is None else TokenizerRun(source=source, vocab_size=wanted.train.vocab_size)
+    place_ = None if section is None else _by_content(prepared, "tokenizer", builder, section)
+    return builder.add(step, "tokenizer", output=place_, section=section, waits_for=waits_for), (step,)
+
+
+def _by_content(
+    prepared: StorageSpec, kind: str, builder: PlanBuilder, section: TokenizerRun | PackRun
+) -> StorageSpec:
+    """A place named by what is computed, so that arms, seeds and jobs find each other's results."""
+    sections = {"tokenizer": section} if isinstance(section, TokenizerRun) else {"pack": section}
+    probe = RunSpec(
+        verb="prepare", owner_kind="", owner_name="", step="", output=prepared, code_version=builder.code_version,
+        **sections,
+    )  # fmt: skip
+    return below(prepared, kind, probe.work_key())
+
+
+def _train_section(
+    spec: TrainingJobSpec, tokenizer: ResolvedInput, packed: list[ResolvedInput], init: ResolvedInput | None
+) -> TrainRun:
+    if spec.init.from_ is not None:
+        init_run = InitRun(model=ResolvedInput(uri=spec.init.from_))
+    elif init is not None:
+        init_run = InitRun(model=init)
+    else:
+        init_run = InitRun(config=architecture(spec.init.preset, spec.init.config))
+    return TrainRun(
+        objective=spec.objective, init=init_run, tokenizer=tokenizer,
+        sources=tuple(
+            TrainSource(
+                name=source_name(i, entry), weight=entry.weight, max_repeats=entry.max_repeats or spec.max_repeats,
+                **dict(place),
+            )
+            for i, (entry, place) in enumerate(zip(spec.mixture, packed, strict=True))
+        ),
+        tokens=spec.tokens, sequence_length=spec.sequence_length, global_batch_rows=spec.global_batch_rows,
+        micro_batch_rows=spec.micro_batch_rows, optimizer=spec.optimizer, schedule=spec.schedule,
+        gradient_clip=spec.gradient_clip, precision=spec.precision, deepspeed=spec.deepspeed, nodes=spec.nodes,
+        processes_per_node=spec.processes_per_node, gpus_per_node=spec.gpus_per_node, checkpoint=spec.checkpoint,
+        seed=spec.seed,
+    )  # fmt: skip

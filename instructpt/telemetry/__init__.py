@@ -1,0 +1,1 @@
+"""Logs, progress and metrics. Nothing here knows what is measured."""
