@@ -1,7 +1,7 @@
 """Write a file of pinned versions from a report of ``pip install --dry-run --report``.
 
-``make constraints`` calls it, as ``python tools/constraints.py default < report.json``. Nothing but the standard library
-is used, so that any Python can run it.
+``make constraints`` calls it, as ``python tools/constraints.py default < report.json``. It uses nothing but the
+standard library, so that any Python can run it.
 """
 
 from __future__ import annotations

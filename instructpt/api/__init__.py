@@ -1,0 +1,1 @@
+"""The API: five kinds as pydantic models, the RunSpec, and the CRDs generated from them."""

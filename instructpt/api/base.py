@@ -96,7 +96,9 @@ class Access(ApiModel):
     region: Annotated[str | None, Field(default=None, max_length=64, description="Region of the bucket.")] = None
     secret_ref: Annotated[
         SecretRef | None,
-        Field(default=None, description="Secret with the credentials; empty means the default chain or workload identity."),
+        Field(
+            default=None, description="Secret with the credentials; empty means the default chain or workload identity."
+        ),
     ] = None
 
 
@@ -107,7 +109,7 @@ def _uri_is_clean(uri: str | None) -> bool:
 class StorageSpec(Access):
     """A place that this object writes to: a folder or ``s3://bucket/prefix``."""
 
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "uri must not hold credentials; name them with secretRef",
             "!self.uri.startsWith('s3://') || !self.uri.split('/')[2].contains('@')",
@@ -129,7 +131,7 @@ class ObjectRef(ApiModel):
 class Input(Access):
     """An input: exactly one of ``uri`` (with an optional digest) and ``ref``."""
 
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "exactly one of uri and ref must be set",
             "has(self.uri) != has(self.ref)",
@@ -157,7 +159,10 @@ class Condition(ApiModel):
     reason: Annotated[str, Field(max_length=64, description="One word from the documented table of reasons.")]
     message: Annotated[str, Field(default="", max_length=4096, description="What it means and what to do.")] = ""
     last_transition_time: Annotated[
-        str | None, Field(default=None, description="When status last changed (RFC 3339).", json_schema_extra={"format": "date-time"})
+        str | None,
+        Field(
+            default=None, description="When status last changed (RFC 3339).", json_schema_extra={"format": "date-time"}
+        ),
     ] = None
     observed_generation: Annotated[int | None, Field(default=None, description="Generation this was judged on.")] = None
 

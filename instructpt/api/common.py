@@ -11,7 +11,11 @@ from instructpt.api.base import ApiModel, Condition, ObjectRef
 
 Env = Annotated[
     tuple[Mapping[str, Any], ...],
-    Field(default=(), max_length=64, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
+    Field(
+        default=(),
+        max_length=64,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    ),
 ]
 
 
@@ -19,16 +23,24 @@ class PodTemplate(ApiModel):
     """The part of a pod that may be set by the user. Nothing here can leave the pod's sandbox."""
 
     labels: Annotated[Mapping[str, str] | None, Field(default=None, description="Labels added to the pods.")] = None
-    annotations: Annotated[Mapping[str, str] | None, Field(default=None, description="Annotations added to the pods.")] = None
-    image: Annotated[str | None, Field(default=None, max_length=512, description="Image in place of the chart's.")] = None
+    annotations: Annotated[
+        Mapping[str, str] | None, Field(default=None, description="Annotations added to the pods.")
+    ] = None
+    image: Annotated[str | None, Field(default=None, max_length=512, description="Image in place of the chart's.")] = (
+        None
+    )
     image_pull_policy: Annotated[
         Literal["Always", "IfNotPresent", "Never"] | None, Field(default=None, description="When to pull the image.")
     ] = None
-    node_selector: Annotated[Mapping[str, str] | None, Field(default=None, description="Labels the node must have.")] = None
+    node_selector: Annotated[
+        Mapping[str, str] | None, Field(default=None, description="Labels the node must have.")
+    ] = None
     service_account_name: Annotated[
         str | None, Field(default=None, max_length=253, description="Service account, for workload identity.")
     ] = None
-    priority_class_name: Annotated[str | None, Field(default=None, max_length=253, description="Priority class.")] = None
+    priority_class_name: Annotated[str | None, Field(default=None, max_length=253, description="Priority class.")] = (
+        None
+    )
     scheduler_name: Annotated[str | None, Field(default=None, max_length=253, description="Scheduler.")] = None
     runtime_class_name: Annotated[str | None, Field(default=None, max_length=253, description="Runtime class.")] = None
     termination_grace_period_seconds: Annotated[
@@ -42,7 +54,8 @@ class Resources(ApiModel):
     gpus: Annotated[int, Field(default=0, ge=0, le=64, description="GPUs a worker; tensor parallel over them.")] = 0
     cpus: Annotated[float | None, Field(default=None, gt=0, description="CPU cores a worker.")] = None
     memory: Annotated[
-        str | None, Field(default=None, pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)?$", description="Memory a worker, such as 8Gi.")
+        str | None,
+        Field(default=None, pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)?$", description="Memory a worker, such as 8Gi."),
     ] = None
 
 
@@ -51,7 +64,8 @@ class RunPolicy(ApiModel):
 
     suspend: Annotated[bool, Field(default=False, description="Stop the workers and keep committed work.")] = False
     active_deadline_seconds: Annotated[
-        int | None, Field(default=None, ge=1, description="Longest time from start to end; afterwards the object is Failed.")
+        int | None,
+        Field(default=None, ge=1, description="Longest time from start to end; afterwards the object is Failed."),
     ] = None
     ttl_seconds_after_finished: Annotated[
         int | None, Field(default=None, ge=0, description="Remove the finished object after this time; outputs stay.")
@@ -60,13 +74,19 @@ class RunPolicy(ApiModel):
         int, Field(default=3, ge=0, le=100, description="Attempts after a failure that the workload itself caused.")
     ] = 3
     managed_by: Annotated[
-        str | None, Field(default=None, max_length=63, description="Another controller that takes this object (MultiKueue).")
+        str | None,
+        Field(default=None, max_length=63, description="Another controller that takes this object (MultiKueue)."),
     ] = None
-    queue_name: Annotated[str | None, Field(default=None, max_length=63, description="Kueue local queue of the workers.")] = None
+    queue_name: Annotated[
+        str | None, Field(default=None, max_length=63, description="Kueue local queue of the workers.")
+    ] = None
     cleanup_policy: Annotated[
-        Literal["Retain", "Delete"], Field(default="Retain", description="What happens to outputs when the object is deleted.")
+        Literal["Retain", "Delete"],
+        Field(default="Retain", description="What happens to outputs when the object is deleted."),
     ] = "Retain"
-    pod_template: Annotated[PodTemplate | None, Field(default=None, description="Settings of the workers' pods.")] = None
+    pod_template: Annotated[PodTemplate | None, Field(default=None, description="Settings of the workers' pods.")] = (
+        None
+    )
 
 
 class OutputStatus(ApiModel):
@@ -97,8 +117,12 @@ class ProgressStatus(ApiModel):
 class CommonStatus(ApiModel):
     """Status fields of every kind."""
 
-    observed_generation: Annotated[int | None, Field(default=None, description="Generation the status was judged on.")] = None
-    phase: Annotated[str, Field(default="Pending", description="For display only; derived from the conditions.")] = "Pending"
+    observed_generation: Annotated[
+        int | None, Field(default=None, description="Generation the status was judged on.")
+    ] = None
+    phase: Annotated[str, Field(default="Pending", description="For display only; derived from the conditions.")] = (
+        "Pending"
+    )
     conditions: Annotated[
         tuple[Condition, ...],
         Field(
@@ -109,7 +133,10 @@ class CommonStatus(ApiModel):
         ),
     ] = ()
     start_time: Annotated[
-        str | None, Field(default=None, description="When the first worker was started.", json_schema_extra={"format": "date-time"})
+        str | None,
+        Field(
+            default=None, description="When the first worker was started.", json_schema_extra={"format": "date-time"}
+        ),
     ] = None
     completion_time: Annotated[
         str | None, Field(default=None, description="When it ended.", json_schema_extra={"format": "date-time"})
@@ -130,5 +157,3 @@ class CommonStatus(ApiModel):
         ),
     ] = ()
     output: Annotated[OutputStatus | None, Field(default=None, description="The produced set.")] = None
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -167,7 +167,7 @@ class ReportRun(ApiModel):
 class RunSpec(ApiModel):
     """What one worker is to do: exactly one section, and for ``finalize`` the section of the stage it closes."""
 
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "a RunSpec needs exactly one section",
             "",
@@ -210,8 +210,9 @@ class RunSpec(ApiModel):
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def work_key(self) -> str:
-        """Hash of what the stage computes: no place, no number of workers. Names the stage's work and its cached result.
+        """Hash of what the stage computes: no place, no number of workers.
 
+        It names the stage's work and its cached result.
         Inputs count by digest; only an input without one counts by its URI.
         """
         wire = {self.stage: _without_places(self.to_wire()[self.stage]), "codeVersion": self.code_version}
@@ -238,7 +239,9 @@ class StageResult(ApiModel):
 
     uri: Annotated[str, Field(description="Prefix that holds manifest.json.")]
     digest: Annotated[str, Field(description="sha256 of the manifest.")]
-    counts: Annotated[Mapping[str, int], Field(default_factory=dict, description="Documents by verdict, pairs, tokens, steps.")]
+    counts: Annotated[
+        Mapping[str, int], Field(default_factory=dict, description="Documents by verdict, pairs, tokens, steps.")
+    ]
     scores: Annotated[Mapping[str, float], Field(default_factory=dict, description="Headline figures.")]
     missing: Annotated[int, Field(default=0, ge=0, description="Micro-shards without a commit.")] = 0
 

@@ -60,9 +60,9 @@ def plan(file: FileArgument, output: OutputOption = Output.TABLE) -> None:
     if output is not Output.TABLE:
         emit(_plan_data(resource, stages, rows, machine), output)
         return
-    table = Table(title=f"{resource.kind} {resource.metadata.name}", title_justify="left")
-    for name in ("step", "shards", "documents", "tokens", "steps", "parameters", "memory", "fits", "time"):
-        table.add_column(name, justify="left" if name == "step" else "right")
+    table = Table(title=f"{resource.kind} {resource.metadata.name}", title_justify="left", box=None, pad_edge=False)
+    for name in ("step", "shards", "documents", "tokens", "steps", "params", "memory", "fits", "time"):
+        table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
     for row in rows:
         fits = row.fits(machine)
         table.add_row(
@@ -237,5 +237,3 @@ def version(output: OutputOption = Output.TABLE) -> None:
         return
     for name, value in found.items():
         out.print(f"{name} {value}")
-
-

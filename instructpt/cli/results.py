@@ -26,9 +26,7 @@ class What(StrEnum):
     DEAD_LETTERS = "dead-letters"
 
 
-def report(
-    name: NameArgument, runs: RunsOption = DEFAULT_RUNS, output: OutputOption = Output.TABLE
-) -> None:
+def report(name: NameArgument, runs: RunsOption = DEFAULT_RUNS, output: OutputOption = Output.TABLE) -> None:
     """Print the comparison of the arms, and what it means."""
     print_report(find_folder(name, runs).path, output)
 
@@ -37,7 +35,9 @@ def print_report(folder: Path, output: Output) -> None:
     """The report of a run folder, as a table or as data."""
     path = folder / "report.json"
     if not path.exists():
-        raise ConfigError(f"{folder} has no report yet", fix="let the run finish: instructpt status shows how far it is")
+        raise ConfigError(
+            f"{folder} has no report yet", fix="let the run finish: instructpt status shows how far it is"
+        )
     data = json.loads(path.read_text(encoding="utf-8"))
     if output is not Output.TABLE:
         emit(data, output)
@@ -81,7 +81,8 @@ def _newest(runs: Path) -> str:
 
 
 def _input(stage: Stage) -> ResolvedInput:
-    assert stage.result is not None and stage.output is not None
+    assert stage.result is not None
+    assert stage.output is not None
     place = stage.output
     return ResolvedInput(
         uri=stage.result.uri, digest=stage.result.digest, endpoint=place.endpoint, region=place.region,
@@ -173,7 +174,9 @@ def lineage(
         folder = find_folder(name, runs)
     except ConfigError:
         manifest = load_manifest(open_store(name))
-        rows = [{"uri": name, "kind": manifest.kind, "digest": manifest.digest, "inputs": dict(manifest.inputs)}]
+        rows: list[dict[str, Any]] = [
+            {"uri": name, "kind": manifest.kind, "digest": manifest.digest, "inputs": dict(manifest.inputs)}
+        ]
     else:
         _, plan, _ = judge_folder(folder)
         rows = []
@@ -193,7 +196,9 @@ def lineage(
         return
     steps = {row["digest"]: row.get("step", row["uri"]) for row in rows}
     for row in rows:
-        out.print(f"[bold]{row.get('step', row['uri'])}[/] {row['kind']} {row['digest'][:19]} {escape(str(row['uri']))}")
+        out.print(
+            f"[bold]{row.get('step', row['uri'])}[/] {row['kind']} {row['digest'][:19]} {escape(str(row['uri']))}"
+        )
         for input_name, digest in row["inputs"].items():
             origin = steps.get(digest)
             out.print(f"  <- {input_name} {digest[:19]}" + (f" ({origin})" if origin else ""), markup=False)

@@ -94,7 +94,8 @@ class Executor:
 
     def _run_stage(self, stage: Stage) -> StageResult | Failure | None:
         """The stage's result, why it failed, or ``None`` when it was told to stop."""
-        assert stage.key is not None and stage.output is not None
+        assert stage.key is not None
+        assert stage.output is not None
         before = self.folder.load_state(stage.step)
         fresh = StageState(key=stage.key, output=stage.output.to_wire())
         state = before if before is not None and before.key == stage.key else fresh
@@ -147,9 +148,7 @@ class Executor:
         threads = max(1, (os.cpu_count() or 1) // task.replicas)
         folder = self.folder.task_folder(task.name)
         workers = [
-            WorkerProcess.start(
-                task, i, folder, worker_id=f"{self.folder.path.name}.{task.name}.{i}", threads=threads
-            )
+            WorkerProcess.start(task, i, folder, worker_id=f"{self.folder.path.name}.{task.name}.{i}", threads=threads)
             for i in range(task.replicas)
         ]
         try:

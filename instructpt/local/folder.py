@@ -1,11 +1,11 @@
 """The run folder: what is done, what runs, and the lock that keeps a second run out.
 
-    runs/NAME/
-      spec.yaml          the object as it was given
-      lock               process that works here (held with flock)
-      state/STEP.json    what is known of a stage: key, attempts, result or failure
-      tasks/TASK/        runspec.json, REPLICA.log, REPLICA.json (termination message), REPLICA.port
-      report.json/html   once the pipeline is done
+runs/NAME/
+  spec.yaml          the object as it was given
+  lock               process that works here (held with flock)
+  state/STEP.json    what is known of a stage: key, attempts, result or failure
+  tasks/TASK/        runspec.json, REPLICA.log, REPLICA.json (termination message), REPLICA.port
+  report.json/html   once the pipeline is done
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class RunFolder:
     def prepare(self, resource: AnyResource) -> None:
         """Create the folder and keep the object as it was given."""
         (self.path / "state").mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "spec.yaml", yaml.safe_dump(resource.to_wire(), sort_keys=False, allow_unicode=True))
+        write_atomically(
+            self.path / "spec.yaml", yaml.safe_dump(resource.to_wire(), sort_keys=False, allow_unicode=True)
+        )
 
     def task_folder(self, task: str) -> Path:
         """Folder of one task, created."""

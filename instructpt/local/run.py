@@ -55,7 +55,10 @@ def run(
     folder = RunFolder(path=runs / resource.metadata.name)
     with folder.locked():
         outcome = Executor(
-            folder=folder, resource=resource, code_version=VERSION, listener=listener or Silent(),
+            folder=folder,
+            resource=resource,
+            code_version=VERSION,
+            listener=listener or Silent(),
             sample=sample,
         ).run()
         if outcome.failure is not None:

@@ -91,9 +91,7 @@ def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        field = next(
-            (f for n, f in current.model_fields.items() if part in (n, f.alias)), None
-        )
+        field = next((f for n, f in current.model_fields.items() if part in (n, f.alias)), None)
         if field is None:
             return []
         current = _model_in(field.annotation)

@@ -50,7 +50,9 @@ class PlanBuilder:
                 parallelism=parallelism, code_version=self.code_version, **{kind: section},
             )  # fmt: skip
             if len(runspec.to_json().encode()) > MAX_RUNSPEC_BYTES:
-                raise PlanError(f"the RunSpec of step {step} is above 64 KiB", fix="use fewer mixture sources or shorter URIs")
+                raise PlanError(
+                    f"the RunSpec of step {step} is above 64 KiB", fix="use fewer mixture sources or shorter URIs"
+                )
         key = None if runspec is None else stage_key(runspec)
         twin = next((s for s in self.stages if key is not None and s.key == key), None)
         if twin is not None:

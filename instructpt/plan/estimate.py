@@ -163,9 +163,7 @@ def _vocabulary(spec: TrainingJobSpec) -> int:
     return DEFAULT_TINY_VOCABULARY if spec.init.preset == "tiny" else 32_000
 
 
-def memory_per_rank(
-    spec: TrainingJobSpec, config: dict[str, object], parameters: int, vocabulary: int
-) -> int:
+def memory_per_rank(spec: TrainingJobSpec, config: dict[str, object], parameters: int, vocabulary: int) -> int:
     """Bytes a rank needs: states divided by the ZeRO stage, activations of one micro batch, logits."""
     stage, ranks = spec.deepspeed.zero_stage, spec.ranks
     weights, gradients, moments = 4 * parameters, 4 * parameters, 8 * parameters

@@ -107,10 +107,10 @@ def _plan_child(
         case Corpus(spec=spec):
             return plan_corpus(builder, spec, step=child.step)
         case SynthesisJob(spec=spec):
+            model = done.get(STEP_SYNTHESIZER) if child.step == STEP_SYNTHESIS else None
             return plan_synthesis(
-                builder, spec, corpus=done[STEP_CORPUS], model=done.get(STEP_SYNTHESIZER) if child.step == STEP_SYNTHESIS else None,
-                waits_for=child.needs, step=child.step,
-            )  # fmt: skip
+                builder, spec, corpus=done[STEP_CORPUS], model=model, waits_for=child.needs, step=child.step
+            )
         case TrainingJob(spec=spec):
             by_name = {child_name(pipeline.metadata.name, step): place for step, place in done.items()}
             sources = {i: by_name.get(m.ref.name) for i, m in enumerate(spec.mixture) if m.ref is not None}
@@ -320,6 +320,4 @@ def _evaluation(pipeline: InstructionPretraining) -> PlannedChild:
             models=tuple(Candidate(name=a, seed=s, ref=_ref(pipeline, "TrainingJob", step)) for a, s, step in steps),
         ),
     )  # fmt: skip
-    return PlannedChild(
-        step=STEP_EVALUATION, object=object_, needs=(STEP_CORPUS, *(step for _, _, step in steps))
-    )
+    return PlannedChild(step=STEP_EVALUATION, object=object_, needs=(STEP_CORPUS, *(step for _, _, step in steps)))

@@ -170,4 +170,3 @@ def _totals(plan: Plan) -> tuple[dict[str, int], dict[str, float]]:
 def _output(plan: Plan) -> OutputStatus | None:
     last = plan.stages[-1].result
     return None if last is None else OutputStatus(uri=last.uri, digest=last.digest)
-

@@ -63,16 +63,21 @@ def plan_training(
         place = None if section is None else _by_content(prepared, "tokens", builder, section)
         packed.append(
             builder.add(
-                f"{step}.pack-{source_name(len(packed), mixed)}", "pack", output=place, section=section,
-                waits_for=(*waits_for, *tokenizer_step), parallelism=spec.prepare_parallelism, arm=arm,
+                f"{step}.pack-{source_name(len(packed), mixed)}",
+                "pack",
+                output=place,
+                section=section,
+                waits_for=(*waits_for, *tokenizer_step),
+                parallelism=spec.prepare_parallelism,
+                arm=arm,
             )  # fmt: skip
         )
     pack_steps = tuple(f"{step}.pack-{source_name(i, m)}" for i, m in enumerate(spec.mixture))
-    section = None
+    train = None
     if tokenizer is not None and all(p is not None for p in packed):
-        section = _train_section(spec, tokenizer, [p for p in packed if p is not None], init)
+        train = _train_section(spec, tokenizer, [p for p in packed if p is not None], init)
     return builder.add(
-        step, "train", output=spec.storage, section=section, waits_for=pack_steps, replicas=spec.nodes,
+        step, "train", output=spec.storage, section=train, waits_for=pack_steps, replicas=spec.nodes,
         resources=spec.resources, arm=arm, seed=spec.seed if arm else None,
     )  # fmt: skip
 
@@ -106,7 +111,7 @@ def _source(
         raise ConfigError(
             "must be set where a source is given by uri",
             field=f"spec.mixture[{index}].format",
-            fix="augmented or corpus for a prefix with a manifest, instructions, jsonl, parquet, arrow or text for files",
+            fix="augmented or corpus for a prefix with a manifest; instructions, jsonl, parquet, arrow, text for files",
         )
     return PreparedSource(
         name=source_name(index, entry), format=format_, split=entry.split, text_field=entry.text_field,
@@ -147,9 +152,7 @@ def _plan_tokenizer(
     return builder.add(step, "tokenizer", output=place_, section=section, waits_for=waits_for), (step,)
 
 
-def _by_content(
-    prepared: StorageSpec, kind: str, builder: PlanBuilder, section: TokenizerRun | PackRun
-) -> StorageSpec:
+def _by_content(prepared: StorageSpec, kind: str, builder: PlanBuilder, section: TokenizerRun | PackRun) -> StorageSpec:
     """A place named by what is computed, so that arms, seeds and jobs find each other's results."""
     sections = {"tokenizer": section} if isinstance(section, TokenizerRun) else {"pack": section}
     probe = RunSpec(

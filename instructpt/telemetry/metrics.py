@@ -55,7 +55,7 @@ class ProgressCollector:
 def registry_for(progress: Progress, verb: str) -> CollectorRegistry:
     """A registry that holds one worker's figures."""
     registry = CollectorRegistry()
-    registry.register(ProgressCollector(progress, verb))  # type: ignore[arg-type]
+    registry.register(ProgressCollector(progress, verb))
     return registry
 
 

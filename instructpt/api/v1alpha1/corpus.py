@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from instructpt.api.base import ApiModel, Count, PrinterColumn, Resource, Rule, Share, StorageSpec, Uri, Access
+from instructpt.api.base import Access, ApiModel, Count, PrinterColumn, Resource, Rule, Share, StorageSpec, Uri
 from instructpt.api.common import CommonStatus, RunPolicy
 
 Format = Literal["auto", "jsonl", "parquet", "arrow", "text"]
@@ -15,7 +15,7 @@ Format = Literal["auto", "jsonl", "parquet", "arrow", "text"]
 class Split(ApiModel):
     """Shares of the documents by a hash of their content, so that exact duplicates fall on one side."""
 
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "the shares tune, train and heldOut must add up to 1",
             "self.tune + self.train + self.heldOut > 0.999999 && self.tune + self.train + self.heldOut < 1.000001",
@@ -33,7 +33,8 @@ class CorpusSource(Access):
     uri: Annotated[
         Uri,
         Field(
-            description="File, folder, glob or s3:// prefix; builtin://python-docs harvests the documentation strings of "
+            description="File, folder, glob or s3:// prefix; builtin://python-docs harvests the documentation "
+            "strings of "
             "the Python installation that runs the worker."
         ),
     ]
@@ -42,18 +43,27 @@ class CorpusSource(Access):
         str, Field(default="text", min_length=1, max_length=253, description="Field or column that holds the text.")
     ] = "text"
     id_field: Annotated[
-        str | None, Field(default=None, max_length=253, description="Field that holds a document id; empty numbers them.")
+        str | None,
+        Field(default=None, max_length=253, description="Field that holds a document id; empty numbers them."),
     ] = None
     separator: Annotated[
         str | None,
-        Field(default=None, min_length=1, max_length=64, description="Of format text: what parts documents; empty means a file each."),
+        Field(
+            default=None,
+            min_length=1,
+            max_length=64,
+            description="Of format text: what parts documents; empty means a file each.",
+        ),
     ] = None
     max_document_bytes: Annotated[
         Count, Field(default=1_000_000, description="Longer documents become dead letters with reason too-large.")
     ] = 1_000_000
     max_invalid_share: Annotated[
         Share,
-        Field(default=0.01, description="Above this share of unreadable records the corpus is refused; below, they are dead letters."),
+        Field(
+            default=0.01,
+            description="Above this share of unreadable records the corpus is refused; below, they are dead letters.",
+        ),
     ] = 0.01
 
 
@@ -66,10 +76,14 @@ class CorpusSpec(CorpusSource, RunPolicy):
         int, Field(default=2000, ge=1, le=1_000_000, description="Target number of documents in a micro-shard.")
     ] = 2000
     shards: Annotated[
-        int | None, Field(default=None, ge=1, le=1_000_000, description="Target number of micro-shards; wins over documentsPerShard.")
+        int | None,
+        Field(
+            default=None, ge=1, le=1_000_000, description="Target number of micro-shards; wins over documentsPerShard."
+        ),
     ] = None
     tokenizer: Annotated[
-        str | None, Field(default=None, max_length=2048, description="Tokenizer to count tokens with; empty estimates them.")
+        str | None,
+        Field(default=None, max_length=2048, description="Tokenizer to count tokens with; empty estimates them."),
     ] = None
 
 

@@ -55,14 +55,18 @@ class EvaluationJobSpec(EvaluationSettings, RunPolicy):
     storage: Annotated[StorageSpec, Field(description="Where the scores go.")]
     models: Annotated[
         tuple[Candidate, ...],
-        Field(min_length=1, max_length=64, description="Models.", json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+        Field(
+            min_length=1, max_length=64, description="Models.", json_schema_extra={"x-kubernetes-list-type": "atomic"}
+        ),
     ]
     baseline: Annotated[
         str | None, Field(default=None, max_length=63, description="Name of the model that gains are counted from.")
     ] = None
     corpus: Annotated[Input, Field(description="Corpus whose documents are held out.")]
-    split: Annotated[SplitName | None, Field(default="heldOut", description="Part of the corpus; empty takes all.")] = "heldOut"
-    rules = (
+    split: Annotated[SplitName | None, Field(default="heldOut", description="Part of the corpus; empty takes all.")] = (
+        "heldOut"
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "baseline must be the name of one of the models",
             "!has(self.baseline) || self.models.exists(m, m.name == self.baseline)",

@@ -40,13 +40,21 @@ class TuneSpec(ApiModel):
     """Tune a synthesizer of one's own before the synthesis."""
 
     init: Annotated[ModelInit, Field(description="Where the synthesizer's weights start.")]
-    tokenizer: Annotated[TokenizerSpec | None, Field(default=None, description="Tokenizer; empty takes that of init.")] = None
+    tokenizer: Annotated[
+        TokenizerSpec | None, Field(default=None, description="Tokenizer; empty takes that of init.")
+    ] = None
     tasks: Annotated[
         str,
-        Field(default="mined", max_length=2048, description="mined takes the tune part and rules; else the URI of an augmented corpus."),
+        Field(
+            default="mined",
+            max_length=2048,
+            description="mined takes the tune part and rules; else the URI of an augmented corpus.",
+        ),
     ] = "mined"
     tokens: Annotated[Count, Field(description="Non-padding tokens to tune on.")]
-    sequence_length: Annotated[int, Field(default=1024, ge=64, le=1_048_576, description="Tokens in a packed row.")] = 1024
+    sequence_length: Annotated[int, Field(default=1024, ge=64, le=1_048_576, description="Tokens in a packed row.")] = (
+        1024
+    )
     global_batch_rows: Annotated[int, Field(default=16, ge=1, description="Rows in a step.")] = 16
     micro_batch_rows: Annotated[int, Field(default=8, ge=1, description="Rows in one forward pass.")] = 8
     optimizer: Annotated[Optimizer, Field(default_factory=Optimizer, description="Optimizer.")]
@@ -66,11 +74,13 @@ class PipelineSynthesis(SynthesisSettings):
     strategy: Annotated[
         str, Field(default="instruction-synthesizer", max_length=63, description="instruction-synthesizer or mined.")
     ] = "instruction-synthesizer"
-    synthesizer: Annotated[PipelineSynthesizer | None, Field(default=None, description="The model; none for mined.")] = None
+    synthesizer: Annotated[
+        PipelineSynthesizer | None, Field(default=None, description="The model; none for mined.")
+    ] = None
     shards: Annotated[
         int | None, Field(default=None, ge=1, le=1_000_000, description="Target number of micro-shards.")
     ] = None
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "strategy mined and engine.name mined go together; set both or neither",
             "(self.strategy == 'mined') == (self.engine.name == 'mined')",
@@ -79,7 +89,8 @@ class PipelineSynthesis(SynthesisSettings):
         Rule(
             "synthesis.synthesizer needs exactly one of model, ref and tune, and none of them for strategy mined",
             "self.strategy == 'mined' ? !has(self.synthesizer) : has(self.synthesizer) && "
-            "(has(self.synthesizer.model) ? 1 : 0) + (has(self.synthesizer.ref) ? 1 : 0) + (has(self.synthesizer.tune) ? 1 : 0) == 1",
+            "(has(self.synthesizer.model) ? 1 : 0) + (has(self.synthesizer.ref) ? 1 : 0) + "
+            "(has(self.synthesizer.tune) ? 1 : 0) == 1",
             lambda s: _one_synthesizer(s),
         ),
     )
@@ -97,13 +108,19 @@ class ArmOverrides(ApiModel):
     mixture: Annotated[
         tuple[MixtureSource, ...] | None,
         Field(
-            default=None, min_length=1, max_length=64, description="Sources.", json_schema_extra={"x-kubernetes-list-type": "atomic"}
+            default=None,
+            min_length=1,
+            max_length=64,
+            description="Sources.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = None
     init: Annotated[ModelInit | None, Field(default=None, description="Where the weights start.")] = None
     optimizer: Annotated[Optimizer | None, Field(default=None, description="Optimizer.")] = None
     schedule: Annotated[Schedule | None, Field(default=None, description="Learning rate over steps.")] = None
-    max_repeats: Annotated[int | None, Field(default=None, ge=1, le=1000, description="Passes over a source at most.")] = None
+    max_repeats: Annotated[
+        int | None, Field(default=None, ge=1, le=1000, description="Passes over a source at most.")
+    ] = None
 
     def overrides(self) -> dict[str, Any]:
         """The fields that are set, by attribute name."""
@@ -115,7 +132,10 @@ class Arm(ApiModel):
 
     name: Annotated[
         Name,
-        Field(description="instruct trains on the augmented corpus, vanilla on the same documents raw; others as overridden."),
+        Field(
+            description="instruct trains on the augmented corpus, vanilla on the same documents raw; others as "
+            "overridden."
+        ),
     ]
     training: Annotated[ArmOverrides, Field(default_factory=ArmOverrides, description="What differs.")]
 
@@ -127,25 +147,30 @@ class InstructionPretrainingSpec(RunPolicy):
     corpus: Annotated[PipelineCorpus, Field(description="The raw corpus.")]
     synthesis: Annotated[PipelineSynthesis, Field(description="How it is augmented.")]
     training: Annotated[TrainingSettings, Field(description="How the models are trained.")]
-    evaluation: Annotated[EvaluationSettings, Field(default_factory=EvaluationSettings, description="How they are compared.")]
+    evaluation: Annotated[
+        EvaluationSettings, Field(default_factory=EvaluationSettings, description="How they are compared.")
+    ]
     arms: Annotated[
         tuple[Arm, ...],
         Field(
-            default=(Arm(name="instruct"), Arm(name="vanilla")),  # type: ignore[call-arg]
+            default=(Arm(name="instruct"), Arm(name="vanilla")),
             min_length=1,
             max_length=16,
             description="What is compared.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
-    ] = (Arm(name="instruct"), Arm(name="vanilla"))  # type: ignore[call-arg]
+    ] = (Arm(name="instruct"), Arm(name="vanilla"))
     seeds: Annotated[
         tuple[int, ...],
         Field(
-            default=(1,), min_length=1, max_length=16, description="Each arm is trained once a seed.",
+            default=(1,),
+            min_length=1,
+            max_length=16,
+            description="Each arm is trained once a seed.",
             json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = (1,)
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "corpus.split.tune must be above 0 to tune a synthesizer on mined tasks",
             "!has(self.synthesis.synthesizer) || !has(self.synthesis.synthesizer.tune) || "
@@ -178,8 +203,12 @@ def _tunes_on_mined(spec: InstructionPretrainingSpec) -> bool:
 class InstructionPretrainingStatus(CommonStatus):
     """What is known of an InstructionPretraining."""
 
-    synthesis: Annotated[str | None, Field(default=None, description="Progress of the synthesis, such as 37/128 (29%).")] = None
-    training: Annotated[str | None, Field(default=None, description="Progress of the training, such as 120/500.")] = None
+    synthesis: Annotated[
+        str | None, Field(default=None, description="Progress of the synthesis, such as 37/128 (29%).")
+    ] = None
+    training: Annotated[str | None, Field(default=None, description="Progress of the training, such as 120/500.")] = (
+        None
+    )
     gate: Annotated[
         Literal["Pending", "Passed", "Failed", "None"], Field(default="Pending", description="The gate's verdict.")
     ] = "Pending"

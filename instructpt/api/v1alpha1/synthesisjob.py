@@ -22,7 +22,8 @@ class Synthesizer(ApiModel):
     ] = None
     ref: Annotated[ObjectRef | None, Field(default=None, description="TrainingJob whose export is the model.")] = None
     profile: Annotated[
-        str, Field(default="instruction-synthesizer", max_length=63, description="Wire format of prompt and completion.")
+        str,
+        Field(default="instruction-synthesizer", max_length=63, description="Wire format of prompt and completion."),
     ] = "instruction-synthesizer"
     compat: Annotated[
         Literal["fixed", "reference"],
@@ -35,14 +36,18 @@ class Engine(ApiModel):
 
     name: Annotated[
         Literal["vllm", "transformers", "openai", "mined"],
-        Field(default="vllm", description="vllm (GPU), transformers (CPU), openai (a server), mined (rules, no model)."),
+        Field(
+            default="vllm", description="vllm (GPU), transformers (CPU), openai (a server), mined (rules, no model)."
+        ),
     ] = "vllm"
     resources: Annotated[Resources, Field(default_factory=Resources, description="What one worker asks for.")]
     endpoint: Annotated[
-        str | None, Field(default=None, max_length=2048, description="Of engine openai: base URL of the server, ending in /v1.")
+        str | None,
+        Field(default=None, max_length=2048, description="Of engine openai: base URL of the server, ending in /v1."),
     ] = None
     concurrency: Annotated[
-        int | None, Field(default=None, ge=1, le=65536, description="Chains in flight in a worker; empty chooses by engine.")
+        int | None,
+        Field(default=None, ge=1, le=65536, description="Chains in flight in a worker; empty chooses by engine."),
     ] = None
     args: Annotated[
         Mapping[str, Any],
@@ -52,7 +57,7 @@ class Engine(ApiModel):
             json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
         ),
     ]
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "engine openai needs engine.endpoint, such as http://server:8000/v1",
             "self.name != 'openai' || has(self.endpoint)",
@@ -70,7 +75,7 @@ class Sampling(ApiModel):
     context_window: Annotated[
         int, Field(default=4096, ge=64, le=1_048_576, description="Prompt and completion together, in tokens.")
     ] = 4096
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "maxTokens must be below contextWindow; lower maxTokens or raise contextWindow",
             "self.maxTokens < self.contextWindow",
@@ -85,7 +90,9 @@ class Filters(ApiModel):
     deduplicate_questions: Annotated[
         bool, Field(default=True, description="Within a document, equal questions count once.")
     ] = True
-    max_question_characters: Annotated[int, Field(default=2000, ge=1, description="Longer questions are dropped.")] = 2000
+    max_question_characters: Annotated[int, Field(default=2000, ge=1, description="Longer questions are dropped.")] = (
+        2000
+    )
     max_answer_characters: Annotated[int, Field(default=4000, ge=1, description="Longer answers are dropped.")] = 4000
     require_grounded_answers: Annotated[
         bool, Field(default=False, description="Drop free answers none of whose words occur in their document.")
@@ -96,10 +103,14 @@ class SynthesisSettings(ApiModel):
     """How text is synthesized; shared by SynthesisJob and the pipeline."""
 
     shots: Annotated[int, Field(default=3, ge=1, le=64, description="Documents in a chain (M of M-shot).")] = 3
-    convert: Annotated[Share, Field(default=1.0, description="Share of the documents that get pairs; the rest stays raw.")] = 1.0
+    convert: Annotated[
+        Share, Field(default=1.0, description="Share of the documents that get pairs; the rest stays raw.")
+    ] = 1.0
     layout: Annotated[
         Literal["chain-local", "reference"],
-        Field(default="chain-local", description="How documents form chains; reference has rounds over the whole input."),
+        Field(
+            default="chain-local", description="How documents form chains; reference has rounds over the whole input."
+        ),
     ] = "chain-local"
     sampling: Annotated[Sampling, Field(default_factory=Sampling, description="How completions are drawn.")]
     templates: Annotated[
@@ -121,13 +132,20 @@ class SynthesisJobSpec(SynthesisSettings, RunPolicy):
     input: Annotated[Input, Field(description="Corpus: its manifest's prefix, or a ref to a Corpus.")]
     split: Annotated[SplitName | None, Field(default=None, description="Part of the corpus; empty takes all.")] = None
     strategy: Annotated[
-        str, Field(default="instruction-synthesizer", max_length=63, description="What is synthesized: instruction-synthesizer or mined.")
+        str,
+        Field(
+            default="instruction-synthesizer",
+            max_length=63,
+            description="What is synthesized: instruction-synthesizer or mined.",
+        ),
     ] = "instruction-synthesizer"
-    synthesizer: Annotated[Synthesizer | None, Field(default=None, description="The model; none for strategy mined.")] = None
+    synthesizer: Annotated[
+        Synthesizer | None, Field(default=None, description="The model; none for strategy mined.")
+    ] = None
     max_documents: Annotated[
         Count | None, Field(default=None, description="Take only the first so many documents (run --sample).")
     ] = None
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "strategy mined and engine.name mined go together; set both or neither",
             "(self.strategy == 'mined') == (has(self.engine) && has(self.engine.name) && self.engine.name == 'mined')",
@@ -135,7 +153,8 @@ class SynthesisJobSpec(SynthesisSettings, RunPolicy):
         ),
         Rule(
             "exactly one of synthesizer.model and synthesizer.ref must be set, and neither for strategy mined",
-            "self.strategy == 'mined' ? !has(self.synthesizer) || (!has(self.synthesizer.model) && !has(self.synthesizer.ref)) "
+            "self.strategy == 'mined' ? !has(self.synthesizer) || (!has(self.synthesizer.model) && "
+            "!has(self.synthesizer.ref)) "
             ": has(self.synthesizer) && (has(self.synthesizer.model) != has(self.synthesizer.ref))",
             lambda s: _synthesizer_fits(s),
         ),

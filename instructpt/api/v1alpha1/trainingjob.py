@@ -7,7 +7,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from instructpt.api.base import Access, ApiModel, Count, Input, ObjectRef, PrinterColumn, Resource, Rule, StorageSpec, Uri
+from instructpt.api.base import (
+    Access,
+    ApiModel,
+    Count,
+    Input,
+    ObjectRef,
+    PrinterColumn,
+    Resource,
+    Rule,
+    StorageSpec,
+    Uri,
+)
 from instructpt.api.common import CommonStatus, Resources, RunPolicy
 from instructpt.api.v1alpha1.synthesisjob import SplitName
 
@@ -20,7 +31,12 @@ class ModelInit(ApiModel):
 
     from_: Annotated[
         str | None,
-        Field(default=None, alias="from", max_length=2048, description="Model to continue from: hub id, s3:// prefix or folder."),
+        Field(
+            default=None,
+            alias="from",
+            max_length=2048,
+            description="Model to continue from: hub id, s3:// prefix or folder.",
+        ),
     ] = None
     ref: Annotated[ObjectRef | None, Field(default=None, description="TrainingJob whose export is continued.")] = None
     preset: Annotated[Preset | None, Field(default=None, description="Named architecture, from scratch.")] = None
@@ -32,7 +48,7 @@ class ModelInit(ApiModel):
             json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
         ),
     ] = None
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "init needs exactly one of from, ref and preset/config",
             "(has(self.from) ? 1 : 0) + (has(self.ref) ? 1 : 0) + (has(self.preset) || has(self.config) ? 1 : 0) == 1",
@@ -44,9 +60,12 @@ class ModelInit(ApiModel):
 class TokenizerTrain(ApiModel):
     """A byte-level BPE tokenizer trained on the run's own text."""
 
-    vocab_size: Annotated[int, Field(default=4096, ge=300, le=262_144, description="Entries, special tokens included.")] = 4096
+    vocab_size: Annotated[
+        int, Field(default=4096, ge=300, le=262_144, description="Entries, special tokens included.")
+    ] = 4096
     corpus: Annotated[
-        Input | None, Field(default=None, description="Corpus it is trained on; empty takes the mixture's first source.")
+        Input | None,
+        Field(default=None, description="Corpus it is trained on; empty takes the mixture's first source."),
     ] = None
     split: Annotated[SplitName | None, Field(default=None, description="Part of the corpus; empty takes all.")] = None
 
@@ -58,7 +77,7 @@ class TokenizerSpec(ApiModel):
         str | None, Field(default=None, alias="from", max_length=2048, description="Hub id, s3:// prefix or folder.")
     ] = None
     train: Annotated[TokenizerTrain | None, Field(default=None, description="Train one.")] = None
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "tokenizer needs exactly one of from and train",
             "has(self.from) != has(self.train)",
@@ -74,13 +93,15 @@ class MixtureSource(Access):
     """One source of a mixture: a name that the pipeline resolves, a ref, or a URI."""
 
     name: Annotated[
-        str | None, Field(default=None, max_length=63, description="Name in receipts; empty uses source, ref or a number.")
+        str | None,
+        Field(default=None, max_length=63, description="Name in receipts; empty uses source, ref or a number."),
     ] = None
     source: Annotated[
         Literal["augmented", "raw", "tuning"] | None,
         Field(
             default=None,
-            description="Of the pipeline: the augmented corpus, the same documents raw, or the synthesizer's tuning set.",
+            description="Of the pipeline: the augmented corpus, the same documents raw, or the synthesizer's "
+            "tuning set.",
         ),
     ] = None
     ref: Annotated[ObjectRef | None, Field(default=None, description="SynthesisJob or Corpus.")] = None
@@ -91,16 +112,29 @@ class MixtureSource(Access):
     split: Annotated[SplitName | None, Field(default=None, description="Part of a Corpus; empty takes all.")] = None
     format: Annotated[
         SourceFormat | None,
-        Field(default=None, description="augmented and corpus have manifests; instructions holds question and answer; others are files."),
+        Field(
+            default=None,
+            description="augmented and corpus have manifests; instructions holds question and answer; others "
+            "are files.",
+        ),
     ] = None
-    text_field: Annotated[str, Field(default="text", max_length=253, description="Of files: field with the text.")] = "text"
-    question_field: Annotated[str, Field(default="question", max_length=253, description="Of instructions: field.")] = "question"
-    answer_field: Annotated[str, Field(default="answer", max_length=253, description="Of instructions: field.")] = "answer"
-    weight: Annotated[float, Field(default=1.0, gt=0, description="Share of the tokens, relative to the other sources.")] = 1.0
+    text_field: Annotated[str, Field(default="text", max_length=253, description="Of files: field with the text.")] = (
+        "text"
+    )
+    question_field: Annotated[str, Field(default="question", max_length=253, description="Of instructions: field.")] = (
+        "question"
+    )
+    answer_field: Annotated[str, Field(default="answer", max_length=253, description="Of instructions: field.")] = (
+        "answer"
+    )
+    weight: Annotated[
+        float, Field(default=1.0, gt=0, description="Share of the tokens, relative to the other sources.")
+    ] = 1.0
     max_repeats: Annotated[
-        int | None, Field(default=None, ge=1, le=1000, description="Passes over this source at most; empty takes the job's.")
+        int | None,
+        Field(default=None, ge=1, le=1000, description="Passes over this source at most; empty takes the job's."),
     ] = None
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "a mixture entry needs exactly one of source, ref and uri",
             "(has(self.source) ? 1 : 0) + (has(self.ref) ? 1 : 0) + (has(self.uri) ? 1 : 0) == 1",
@@ -117,15 +151,23 @@ class Optimizer(ApiModel):
     beta1: Annotated[float, Field(default=0.9, ge=0, lt=1, description="First moment.")] = 0.9
     beta2: Annotated[float, Field(default=0.95, ge=0, lt=1, description="Second moment.")] = 0.95
     epsilon: Annotated[float, Field(default=1e-8, gt=0, description="Added to the denominator.")] = 1e-8
-    weight_decay: Annotated[float, Field(default=0.1, ge=0, description="Of matrices; norms and biases have none.")] = 0.1
+    weight_decay: Annotated[float, Field(default=0.1, ge=0, description="Of matrices; norms and biases have none.")] = (
+        0.1
+    )
 
 
 class Schedule(ApiModel):
     """Learning rate over steps."""
 
-    name: Annotated[Literal["cosine", "constant", "wsd"], Field(default="cosine", description="Shape after warm-up.")] = "cosine"
-    warmup_fraction: Annotated[float, Field(default=0.02, ge=0, lt=1, description="Share of the steps that warm up.")] = 0.02
-    decay_fraction: Annotated[float, Field(default=0.2, ge=0, le=1, description="Of wsd: share of the steps that decay.")] = 0.2
+    name: Annotated[
+        Literal["cosine", "constant", "wsd"], Field(default="cosine", description="Shape after warm-up.")
+    ] = "cosine"
+    warmup_fraction: Annotated[
+        float, Field(default=0.02, ge=0, lt=1, description="Share of the steps that warm up.")
+    ] = 0.02
+    decay_fraction: Annotated[
+        float, Field(default=0.2, ge=0, le=1, description="Of wsd: share of the steps that decay.")
+    ] = 0.2
     final_fraction: Annotated[float, Field(default=0.1, ge=0, le=1, description="Last rate over the peak.")] = 0.1
 
 
@@ -149,7 +191,9 @@ class TrainingSettings(ApiModel):
     """How a model is trained; shared by TrainingJob and the pipeline, and what an arm may override."""
 
     init: Annotated[ModelInit, Field(description="Where the weights start.")]
-    tokenizer: Annotated[TokenizerSpec | None, Field(default=None, description="Tokenizer; empty takes that of init.")] = None
+    tokenizer: Annotated[
+        TokenizerSpec | None, Field(default=None, description="Tokenizer; empty takes that of init.")
+    ] = None
     mixture: Annotated[
         tuple[MixtureSource, ...],
         Field(
@@ -161,9 +205,15 @@ class TrainingSettings(ApiModel):
         ),
     ] = (MixtureSource(source="augmented"),)
     tokens: Annotated[Count, Field(description="Non-padding tokens to train on, exactly.")]
-    sequence_length: Annotated[int, Field(default=2048, ge=64, le=1_048_576, description="Tokens in a packed row.")] = 2048
-    global_batch_rows: Annotated[int, Field(default=32, ge=1, le=1_000_000, description="Rows in a step, over all ranks.")] = 32
-    micro_batch_rows: Annotated[int, Field(default=8, ge=1, le=65536, description="Rows in one forward pass of a rank.")] = 8
+    sequence_length: Annotated[int, Field(default=2048, ge=64, le=1_048_576, description="Tokens in a packed row.")] = (
+        2048
+    )
+    global_batch_rows: Annotated[
+        int, Field(default=32, ge=1, le=1_000_000, description="Rows in a step, over all ranks.")
+    ] = 32
+    micro_batch_rows: Annotated[
+        int, Field(default=8, ge=1, le=65536, description="Rows in one forward pass of a rank.")
+    ] = 8
     max_repeats: Annotated[int, Field(default=4, ge=1, le=1000, description="Passes over a source at most.")] = 4
     optimizer: Annotated[Optimizer, Field(default_factory=Optimizer, description="Optimizer.")]
     schedule: Annotated[Schedule, Field(default_factory=Schedule, description="Learning rate over steps.")]
@@ -179,23 +229,30 @@ class TrainingSettings(ApiModel):
     ] = 1
     resources: Annotated[Resources, Field(default_factory=Resources, description="CPU and memory a node.")]
     checkpoint: Annotated[CheckpointSpec, Field(default_factory=CheckpointSpec, description="Checkpoints.")]
-    prepare_parallelism: Annotated[int, Field(default=1, ge=1, le=10_000, description="Workers of the preparation.")] = 1
-    rules = (
+    prepare_parallelism: Annotated[
+        int, Field(default=1, ge=1, le=10_000, description="Workers of the preparation.")
+    ] = 1
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "sequenceLength must be a multiple of 8; round it down or up",
             "!has(self.sequenceLength) || self.sequenceLength % 8 == 0",
             lambda s: s.sequence_length % 8 == 0,
         ),
         Rule(
-            "globalBatchRows must be a multiple of the ranks (nodes x gpusPerNode, or nodes x processesPerNode on the CPU)",
-            "self.globalBatchRows % (self.nodes * (self.gpusPerNode > 0 ? self.gpusPerNode : self.processesPerNode)) == 0",
+            "globalBatchRows must be a multiple of the ranks (nodes x gpusPerNode, or nodes x processesPerNode "
+            "on the CPU)",
+            "self.globalBatchRows % (self.nodes * (self.gpusPerNode > 0 ? self.gpusPerNode : "
+            "self.processesPerNode)) == 0",
             lambda s: s.global_batch_rows % s.ranks == 0,
         ),
         Rule(
-            "a preset or config from scratch must name a tokenizer (tokenizer.from or tokenizer.train); only preset tiny has a default",
+            "a preset or config from scratch must name a tokenizer (tokenizer.from or tokenizer.train); only "
+            "preset tiny has a default",
             "has(self.tokenizer) || has(self.init.from) || has(self.init.ref) || "
             "(has(self.init.preset) && self.init.preset == 'tiny')",
-            lambda s: s.tokenizer is not None or s.init.from_ is not None or s.init.ref is not None or s.init.preset == "tiny",
+            lambda s: (
+                s.tokenizer is not None or s.init.from_ is not None or s.init.ref is not None or s.init.preset == "tiny"
+            ),
         ),
     )
 
@@ -213,18 +270,25 @@ class TrainingJobSpec(TrainingSettings, RunPolicy):
         StorageSpec | None,
         Field(
             default=None,
-            description="Where tokenizers and token shards go, named by content so that jobs share them; empty: below storage.",
+            description="Where tokenizers and token shards go, named by content so that jobs share them; empty: "
+            "below storage.",
         ),
     ] = None
     objective: Annotated[
         Objective,
-        Field(default="Pretraining", description="Pretraining has its loss on all tokens, the two tunings on answers only."),
+        Field(
+            default="Pretraining",
+            description="Pretraining has its loss on all tokens, the two tunings on answers only.",
+        ),
     ] = "Pretraining"
     profile: Annotated[
-        str, Field(default="instruction-synthesizer", max_length=63, description="Of SynthesizerTuning: wire format to learn.")
+        str,
+        Field(
+            default="instruction-synthesizer", max_length=63, description="Of SynthesizerTuning: wire format to learn."
+        ),
     ] = "instruction-synthesizer"
     seed: Annotated[int, Field(default=1, ge=0, description="Seed of weights and order.")] = 1
-    rules = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "source augmented, raw and tuning are known inside an InstructionPretraining only; use ref or uri",
             "self.mixture.all(m, !has(m.source))",
@@ -239,7 +303,9 @@ class TrainingJobStatus(CommonStatus):
     step: Annotated[int | None, Field(default=None, ge=0, description="Last finished step.")] = None
     steps: Annotated[int | None, Field(default=None, ge=0, description="Steps in all.")] = None
     loss: Annotated[float | None, Field(default=None, description="Loss of the last step, in nats a token.")] = None
-    checkpoint: Annotated[int | None, Field(default=None, ge=0, description="Step of the last verified checkpoint.")] = None
+    checkpoint: Annotated[
+        int | None, Field(default=None, ge=0, description="Step of the last verified checkpoint.")
+    ] = None
 
 
 class TrainingJob(Resource):

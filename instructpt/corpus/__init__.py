@@ -1,0 +1,1 @@
+"""Documents, corpora, manifests and the ledger of micro-shards."""

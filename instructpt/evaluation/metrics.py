@@ -1,0 +1,124 @@
+"""What is measured: one table of metrics with their directions and units, and the checks of what a spec names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from instructpt.api.v1alpha1.evaluationjob import DEFAULT_TASKS, EvaluationSettings
+from instructpt.errors import ConfigError
+
+Direction = Literal["lower", "higher"]
+
+UNTRAINED = "untrained"
+MAJORITY = "majority"
+CHANCE = "chance"
+"""Rows that every table has beside the models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric; every task gives the metric of its own name.
+
+    Attributes:
+        name: Also the task's name.
+        title: For people.
+        unit: What a value counts.
+        direction: Which way is better.
+        scale: Factor from the mean of the items' scores to the value.
+        decimals: Digits shown.
+        answers: Whether it is measured on questions (and has a majority answer), not on whole documents.
+        about: What it tells, in one sentence.
+    """
+
+    name: str
+    title: str
+    unit: str
+    direction: Direction
+    scale: float
+    decimals: int
+    answers: bool
+    about: str
+
+    def gain(self, value: float, baseline: float) -> float:
+        """How much better ``value`` is than ``baseline``, in units of the metric; positive is better."""
+        return value - baseline if self.direction == "higher" else baseline - value
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="bits-per-byte",
+            title="Held-out text",
+            unit="bits/byte",
+            direction="lower",
+            scale=1.0,
+            decimals=3,
+            answers=False,
+            about="how well the model predicts documents that no model was trained on",
+        ),
+        Metric(
+            name="answer-bits-per-byte",
+            title="Held-out answers",
+            unit="bits/byte",
+            direction="lower",
+            scale=1.0,
+            decimals=3,
+            answers=True,
+            about="how well it predicts the right answer once it has read the document and the question",
+        ),
+        Metric(
+            name="qa-exact-match",
+            title="Questions answered",
+            unit="%",
+            direction="higher",
+            scale=100.0,
+            decimals=1,
+            answers=True,
+            about="how many questions on a given held-out document it answers with exactly the right words",
+        ),
+    )
+}
+
+
+def check_tasks(names: Sequence[str]) -> None:
+    """Refuse tasks that nothing here can measure.
+
+    Raises:
+        ConfigError: A name is unknown, or stands there twice.
+    """
+    for index, name in enumerate(names):
+        if name not in DEFAULT_TASKS:
+            raise ConfigError(
+                "is not a known task",
+                field=f"spec.evaluation.tasks[{index}]",
+                value=name,
+                fix=f"use {', '.join(DEFAULT_TASKS)}",
+            )
+        if name in names[:index]:
+            raise ConfigError(
+                "stands there twice", field=f"spec.evaluation.tasks[{index}]", value=name, fix="name it once"
+            )
+
+
+def check_gate(settings: EvaluationSettings, baseline: str | None) -> None:
+    """Refuse a gate that could never be judged.
+
+    Raises:
+        ConfigError: Its metric is not measured, or there is no baseline to gain on.
+    """
+    if settings.gate is None:
+        return
+    if settings.gate.metric not in settings.tasks:
+        raise ConfigError(
+            "is not among the tasks that are measured",
+            field="spec.evaluation.gate.metric",
+            value=settings.gate.metric,
+            fix=f"use one of {', '.join(settings.tasks)}, or add it to tasks",
+        )
+    if baseline is None:
+        raise ConfigError(
+            "a gate needs a baseline to gain on", field="spec.baseline", value=baseline, fix="name one of the models"
+        )

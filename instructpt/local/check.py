@@ -1,0 +1,109 @@
+"""Whether this machine is ready, and for a file: its corpus, storage and models. Each miss names the one fix."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from instructpt.api.base import Access
+from instructpt.api.v1alpha1 import InstructionPretraining
+from instructpt.errors import InstructPTError
+from instructpt.plan.planner import AnyResource
+from instructpt.storage import open_store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the check; ``ok`` is ``None`` for what is missing but not needed."""
+
+    what: str
+    ok: bool | None
+    found: str
+    fix: str = ""
+
+
+PACKAGES = {
+    "torch": ("torch", "instructpt[local]", True),
+    "transformers": ("transformers", "instructpt[local]", True),
+    "deepspeed": ("deepspeed", "instructpt[training]", True),
+    "matplotlib": ("matplotlib", "instructpt[evaluation]", True),
+    "httpx": ("httpx", "instructpt[synthesis]", False),
+    "vllm": ("vllm", "instructpt[vllm]", False),
+}
+
+
+def check_machine() -> list[Row]:
+    """Python, packages, device, memory, disk."""
+    rows = [Row(what="python", ok=True, found=platform.python_version())]
+    for name, (module, extra, needed) in PACKAGES.items():
+        rows.append(_package(name, module, extra, needed))
+    rows.append(_device())
+    free = shutil.disk_usage(Path.cwd()).free
+    enough = free > 2e9
+    rows.append(
+        Row(what="disk", ok=enough, found=f"{free / 1e9:.1f} GB free here", fix="" if enough else "free 2 GB or more")
+    )
+    return rows
+
+
+def check_file(resource: AnyResource) -> list[Row]:
+    """Storage of a file: reachable, writable, conditional writes; and which credentials were taken."""
+    spec: Any = resource.spec
+    rows = [_storage("spec.storage", spec.storage.uri, spec.storage)]
+    if isinstance(resource, InstructionPretraining) and resource.spec.corpus.uri.startswith("s3://"):
+        rows.append(_readable("spec.corpus", resource.spec.corpus.uri, resource.spec.corpus))
+    return rows
+
+
+def _package(name: str, module: str, extra: str, needed: bool) -> Row:
+    if util.find_spec(module) is None:
+        fix = f"pip install '{extra}'"
+        return Row(what=name, ok=False if needed else None, found="not installed", fix=fix)
+    for distribution in (name, f"{name}-cpu"):
+        try:
+            return Row(what=name, ok=True, found=metadata.version(distribution))
+        except metadata.PackageNotFoundError:
+            continue
+    return Row(what=name, ok=True, found="installed")
+
+
+def _device() -> Row:
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*")) if Path("/proc/driver/nvidia/gpus").exists() else []
+    found = f"{len(cards)} NVIDIA GPU" if cards else f"no GPU, {os.cpu_count()} CPU cores"
+    return Row(what="device", ok=True, found=found)
+
+
+def _storage(field: str, uri: str, access: Access) -> Row:
+    try:
+        store = open_store(uri, access=access)
+        key = f".instructpt-check-{os.getpid()}"
+        store.put(key, b"ok")
+        store.delete(key)
+        conditional = store.supports_conditional_create()
+    except InstructPTError as error:
+        return Row(what=field, ok=False, found=uri, fix=str(error))
+    found = f"{uri} writable, credentials: {credentials_used(uri, access)}"
+    if not conditional:
+        return Row(what=field, ok=True, found=f"{found}; ignores If-None-Match, so parallelism must be 1")
+    return Row(what=field, ok=True, found=found)
+
+
+def _readable(field: str, uri: str, access: Access) -> Row:
+    bucket = "/".join(uri.split("/")[:3])
+    try:
+        next(iter(open_store(bucket, access=access).list(uri.removeprefix(bucket + "/").split("*")[0])), None)
+    except InstructPTError as error:
+        return Row(what=field, ok=False, found=uri, fix=str(error))
+    return Row(what=field, ok=True, found=f"{uri} readable, credentials: {credentials_used(uri, access)}")
+
+
+def credentials_used(uri: str, access: Access) -> str:
+    """Where credentials come from, by name; never what they are."""
+    if not uri.startswith("s3://"):
+        return "none needed"
+    return "default chain" if access.secret_ref is None else f"secret or profile {access.secret_ref.name}"

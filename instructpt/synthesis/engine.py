@@ -1,0 +1,191 @@
+"""Engines: what turns prompts into completions, behind one protocol that takes token ids.
+
+An engine serves one worker. Requests may come in any number at once; each is answered the moment it is done, and one
+that fails takes no other with it. Two kinds of failure are told apart: a SynthesisError concerns one request, an
+EnvironmentNotReadyError means that the engine as a whole is gone and the worker had better leave.
+
+Another distribution adds an engine through the entry-point group ``instructpt.engines`` (an ``EngineFactory``).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Literal, Protocol, Self, runtime_checkable
+
+from instructpt.api.v1alpha1.synthesisjob import Engine as EngineSpec
+from instructpt.api.v1alpha1.synthesisjob import Sampling
+from instructpt.errors import EnvironmentNotReadyError
+from instructpt.synthesis.registry import Registry
+from instructpt.synthesis.tokenization import PromptTokenizer
+
+ENTRY_POINT_GROUP = "instructpt.engines"
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt and how to complete it.
+
+    Attributes:
+        prompt_ids: The prompt, as token ids; nothing is added to it.
+        max_tokens: The most tokens to generate.
+        temperature: 0 is greedy.
+        top_p: Nucleus; 1 is all.
+        seed: Of the draws when the temperature is not 0.
+        stop_ids: Generation ends after one of these.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What came of a request.
+
+    Attributes:
+        token_ids: What was generated, the stop token included.
+        text: The same as text, without the stop token.
+        finish_reason: ``stop`` at a stop token, ``length`` at ``max_tokens``.
+        attempts: Times the engine was asked, retries included.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    attempts: int = 1
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A model that generates. Opened and closed by ``async with``."""
+
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        """The model's own tokenizer."""
+
+    @property
+    def context_window(self) -> int:
+        """Prompt and completion together, in tokens."""
+
+    @property
+    def default_concurrency(self) -> int:
+        """Requests in flight that keep the engine busy."""
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Complete a prompt.
+
+        Raises:
+            SynthesisError: This request failed; ``retryable`` says whether the same one may succeed later.
+            EnvironmentNotReadyError: The engine is gone.
+        """
+
+    async def close(self) -> None:
+        """Give back processes, memory and connections; closing twice is harmless."""
+
+    async def __aenter__(self) -> Self:
+        """Start what has to be started."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+
+
+class BaseEngine:
+    """The life cycle that every engine shares.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        context_window: Prompt and completion together, in tokens.
+        default_concurrency: Requests in flight when the spec does not say.
+    """
+
+    def __init__(self, tokenizer: PromptTokenizer, context_window: int, default_concurrency: int) -> None:
+        self.tokenizer = tokenizer
+        self.context_window = context_window
+        self.default_concurrency = default_concurrency
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What an engine is made from.
+
+    Attributes:
+        model: Folder with the model, or for a remote engine with its tokenizer.
+        spec: ``engine`` of the spec.
+        sampling: ``sampling`` of the spec.
+        parallelism: Workers that may share this machine.
+    """
+
+    model: Path
+    spec: EngineSpec
+    sampling: Sampling
+    parallelism: int = 1
+
+
+EngineFactory = Callable[[EngineSettings], Engine]
+registry: Registry[EngineFactory] = Registry("engine", ENTRY_POINT_GROUP)
+
+
+def _lazy(module: str) -> EngineFactory:
+    def factory(settings: EngineSettings) -> Engine:
+        engine: Engine = importlib.import_module(module).create(settings)
+        return engine
+
+    return factory
+
+
+for _name in ("transformers", "vllm", "openai"):
+    registry.register(_name, _lazy(f"instructpt.synthesis.{_name}_engine"))
+
+
+def open_engine(
+    name: str, model_path: Path, engine_spec: EngineSpec, sampling: Sampling, *, parallelism: int = 1
+) -> Engine:
+    """The engine called ``name``, to be used as an asynchronous context manager.
+
+    Args:
+        name: ``transformers``, ``vllm``, ``openai`` or a plug-in.
+        model_path: Folder with the model, or with its tokenizer for ``openai``.
+        engine_spec: ``engine`` of the spec.
+        sampling: ``sampling`` of the spec.
+        parallelism: Workers that may share this machine.
+
+    Raises:
+        ConfigError: The name or an engine argument is unknown, or the model does not fit the spec.
+        EnvironmentNotReadyError: A package that the engine needs is not installed; names the command.
+    """
+    settings = EngineSettings(model=model_path, spec=engine_spec, sampling=sampling, parallelism=parallelism)
+    return registry.get(name)(settings)
+
+
+def require(module: str, *, needed_by: str, command: str = "pip install 'instructpt[synthesis]'") -> ModuleType:
+    """Import an optional library.
+
+    Raises:
+        EnvironmentNotReadyError: It is not installed, or cannot be loaded; names the one command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise EnvironmentNotReadyError(f"{needed_by} needs {module}, which cannot be imported ({error})", fix=command) from error

@@ -1,0 +1,240 @@
+"""The only home of DeepSpeed: process group, ZeRO, optimizer, and the whole state by name.
+
+On a CPU nothing is compiled: DeepSpeed would build its shared-memory collective at first use, which needs a compiler;
+unless it was built with the package, gloo takes its place, and AdamW is torch's own. The state is gathered and set by
+parameter name in fp32, so that a checkpoint fits any number of ranks and any ZeRO stage.
+
+Source: Rajbhandari et al., ZeRO, arXiv 1910.02054; Loshchilov and Hutter, AdamW, arXiv 1711.05101.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor, nn
+
+from instructpt.api.v1alpha1.trainingjob import Optimizer
+from instructpt.errors import EnvironmentNotReadyError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_SHM = "deepspeed_shm_comm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """This process among all."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As torchrun sets them; one process where it did not."""
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        rank, local_rank, world_size = (int(os.environ.get(n, d)) for n, d in zip(names, "001", strict=True))
+        return cls(rank=rank, local_rank=local_rank, world_size=world_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What DeepSpeed is told.
+
+    Attributes:
+        micro_batches: Micro batches of a rank in a step.
+        micro_batch_rows: Rows of a micro batch.
+        precision: Of weights and activations; the optimizer always works in fp32.
+    """
+
+    zero_stage: int
+    precision: Literal["bf16", "fp32"]
+    gradient_clip: float
+    optimizer: Optimizer
+    micro_batches: int
+    micro_batch_rows: int
+
+
+def start(device: torch.device, ranks: Ranks) -> None:
+    """Join the process group. A process joins once and stays in it.
+
+    Raises:
+        EnvironmentNotReadyError: DeepSpeed is not installed.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    named = {"RANK": ranks.rank, "LOCAL_RANK": ranks.local_rank, "WORLD_SIZE": ranks.world_size}
+    os.environ.update({name: str(value) for name, value in named.items()})
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise EnvironmentNotReadyError(
+            f"training needs deepspeed, which cannot be imported ({error})", fix="pip install 'instructpt[training]'"
+        ) from error
+    for handler in logging.getLogger("DeepSpeed").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)  # stdout is data
+    if device.type == "cpu" and not _prebuilt(_SHM):
+        deepspeed.ops.__compatible_ops__[_SHM] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if not torch_dist.is_initialized() and ranks.world_size == 1 and backend == "gloo":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _prebuilt(op: str) -> bool:
+    from deepspeed.git_version_info import installed_ops
+
+    return bool(installed_ops.get(op, False))
+
+
+class Engine:
+    """A model, its optimizer and their place in the process group. Every method is called by all ranks together.
+
+    Args:
+        module: In fp32, on the CPU; its forward gives the sum of the losses of a micro batch.
+        settings: Sizes and rates.
+        ranks: This process.
+    """
+
+    def __init__(self, module: nn.Module, settings: EngineSettings, ranks: Ranks) -> None:
+        import deepspeed
+
+        self._ranks = ranks
+        self._stage = settings.zero_stage
+        self._clip = settings.gradient_clip
+        config: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": settings.micro_batch_rows,
+            "gradient_accumulation_steps": settings.micro_batches,
+            "gradient_clipping": settings.gradient_clip,
+            "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 1 << 40,
+        }
+        if settings.precision == "bf16":
+            config["bf16"] = {"enabled": True}
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=_adamw(module, settings.optimizer), config=config, dist_init_required=False
+        )
+        self._names = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return torch.device(self._engine.device)
+
+    def accumulate(self, batch: Mapping[str, Tensor], divisor: int) -> Tensor:
+        """Forward and backward of one micro batch.
+
+        Args:
+            batch: Arguments of the module's forward.
+            divisor: Targets of the whole step, over all ranks and micro batches.
+
+        Returns:
+            The sum of its losses, detached.
+        """
+        loss = self._engine(**batch)
+        # DeepSpeed averages over ranks; times their number that is a sum, which the step's targets divide.
+        self._engine.backward(loss * (self._ranks.world_size / max(1, divisor)), scale_wrt_gas=False)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+        return loss.detach()
+
+    def step(self, learning_rate: float) -> float:
+        """Clip and apply the gradients of the step; gives their norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm: Any = None
+        if self._stage == 0:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self._names.values() if p.grad is not None])
+        self._engine.step()
+        found = self._engine.get_global_grad_norm()
+        return float(found if found is not None else norm)
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks."""
+        if self._ranks.world_size > 1:
+            torch_dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self._ranks.world_size > 1:
+            torch_dist.barrier()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter in fp32 on the CPU, by name; the same on all ranks."""
+        return {name: self._full(p, None) for name, p in self._names.items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's moments in fp32 on the CPU, by ``<moment>/<parameter>``; the same on all ranks."""
+        return {f"{key}/{name}": self._full(p, key) for key in MOMENTS for name, p in self._names.items()}
+
+    def set_state(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], *, steps: int) -> None:
+        """Continue from a state: what ``weights`` and ``moments`` gave after ``steps`` steps."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        inner = self._inner()
+        for flat in self._flat():
+            inner.state[flat] = {
+                "step": torch.tensor(float(steps), device=flat.device if inner.defaults.get("fused") else "cpu"),
+                **{key: torch.zeros_like(flat) for key in MOMENTS},
+            }
+        if self._stage in (1, 2):
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+        for name, p in self._names.items():
+            values = {key: moments[f"{key}/{name}"].to(self.device) for key in MOMENTS}
+            if self._plain():
+                p.data.copy_(weights[name])
+                inner.state[p].update(values)
+                continue
+            safe_set_full_fp32_param(p, weights[name].to(self.device))
+            for key, value in values.items():
+                safe_set_full_optimizer_state(p, value, key)
+
+    def _full(self, p: nn.Parameter, key: str | None) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self._plain():
+            found = p.detach() if key is None else self._inner().state[p][key]
+        else:
+            found = safe_get_full_fp32_param(p) if key is None else safe_get_full_optimizer_state(p, key)
+        return found.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+    def _plain(self) -> bool:
+        """Whether torch's optimizer holds the parameters themselves (no ZeRO, fp32)."""
+        return self._optimizer is self._inner()
+
+    def _inner(self) -> Any:
+        inner = getattr(self._optimizer, "optimizer", None)
+        return self._optimizer if inner is None else inner
+
+    def _flat(self) -> list[Tensor]:
+        """The tensors that torch's optimizer keeps moments for."""
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+            found = getattr(self._optimizer, name, None)
+            if found is not None:
+                return list(found)
+        return [p for group in self._inner().param_groups for p in group["params"]]
+
+
+def _adamw(module: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
+    """AdamW; norms and biases, which have one dimension, do not decay."""
+    named = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in named if p.dim() >= 2], "weight_decay": optimizer.weight_decay},
+        {"params": [p for p in named if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]],
+        lr=optimizer.learning_rate,
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=optimizer.epsilon,
+        fused=True,
+    )

@@ -1,0 +1,9 @@
+"""Errors that only training raises."""
+
+from __future__ import annotations
+
+from instructpt.errors import InstructPTError
+
+
+class Preempted(InstructPTError):  # noqa: N818  # not a fault: the worker was asked to leave and kept its state
+    """SIGTERM came, a verified checkpoint was written; the same command goes on from it."""

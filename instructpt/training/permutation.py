@@ -1,0 +1,18 @@
+"""Orders that are functions of a key alone, equal on every machine and in every version of numpy."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def permutation(key: str, size: int) -> NDArray[np.int64]:
+    """A permutation of ``range(size)`` drawn by ``key``.
+
+    Only the raw stream of PCG64 is used: numpy guarantees that it never changes, unlike what its Generator makes of it.
+    """
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big")
+    raw = np.random.PCG64(seed).random_raw(size) if size else np.zeros(0, dtype=np.uint64)
+    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
