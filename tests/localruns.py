@@ -22,7 +22,7 @@ TINY = {
 
 # Python imports this module at start-up of every process that has its folder on PYTHONPATH. It ends the process with
 # SIGKILL at the n-th write to a folder store: once for each number in KILL_AT and each task.
-SITECUSTOMIZE = '''
+SITECUSTOMIZE = """
 import os, signal, sys
 from pathlib import Path
 
@@ -49,7 +49,7 @@ if "worker" in sys.orig_argv:
                  and c.__module__ == filesystem.__name__)
     for verb in ("put", "put_file", "create"):
         setattr(store, verb, killing(getattr(store, verb)))
-'''
+"""
 
 
 def sentences(number: int) -> str:

@@ -78,13 +78,15 @@ def versitygw_binary() -> Path | None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "instructpt" / "bin" / f"versitygw-{VERSITYGW_VERSION}"
     binary = folder / "versitygw"
+    if binary.exists():
+        return binary
     go = shutil.which("go")
     if go is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not binary.exists():
+        if not binary.exists():  # another process may have built it meanwhile
             _go_install(go, f"github.com/versity/versitygw/cmd/versitygw@{VERSITYGW_VERSION}", folder)
     return binary
 
@@ -98,6 +100,7 @@ def _go_install(go: str, package: str, folder: Path) -> None:
     if built.returncode:
         raise RuntimeError(f"go install {package} failed:\n{built.stdout}{built.stderr}")
     (scratch / "versitygw").replace(folder / "versitygw")
+    scratch.rmdir()
 
 
 def rclone_binary() -> Path:
@@ -235,9 +238,16 @@ class CuttingProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(self._upstream)
-            threading.Thread(target=self._copy, args=(client, server, None), daemon=True).start()
-            threading.Thread(target=self._copy, args=(server, client, self._limit), daemon=True).start()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        import threading
+
+        with client, socket.create_connection(self._upstream) as server:
+            upwards = threading.Thread(target=self._copy, args=(client, server, None), daemon=True)
+            upwards.start()
+            self._copy(server, client, self._limit)
+            upwards.join()
 
     def _copy(self, source: socket.socket, sink: socket.socket, limit: int | None) -> None:
         seen = 0
@@ -251,3 +261,7 @@ class CuttingProxy:
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+if __name__ == "__main__":  # set-up builds ahead of the tests, whose time limit a cold build could exceed
+    print(versitygw_binary() or NO_GO)

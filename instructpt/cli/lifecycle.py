@@ -87,7 +87,7 @@ def _explain_failure(error: RunFailedError, folder: Path, again: str) -> None:
         talk.print(f"\nLast lines of {folder / 'tasks' / failure.step}:")
         for line in failure.last_lines:
             talk.print(f"  | {line}", markup=False)
-    hint = "correct the spec, then" if failure.is_config else "nothing is lost; go on with"
+    hint = "correct that, then" if failure.permanent else "nothing is lost; go on with"
     talk.print(f"\nWhat next: {hint}: {again}")
     talk.print(f"The whole log: instructpt logs {folder} --task {failure.step}")
 

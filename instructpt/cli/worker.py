@@ -1,6 +1,6 @@
 """``instructpt worker VERB``: one RunSpec file in, storage written, an exit code that says what a retry is good for.
 
-Exit codes (protocols.md 7): 0 done; 42 this worker cannot work; 43 bad configuration or credentials; 75 stopped by
+Exit codes: 0 done; 42 this worker cannot work; 43 bad configuration, credentials or corpus; 75 stopped by
 SIGTERM with everything kept; 1 otherwise.
 """
 
@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from instructpt.api.runspec import MAX_RESULT_BYTES, RunSpec, StageKind, StageResult
-from instructpt.errors import ConfigError, EnvironmentNotReadyError, InstructPTError
+from instructpt.errors import ConfigError, CorpusError, EnvironmentNotReadyError, InstructPTError, PlanError
 from instructpt.local.folder import write_atomically
 from instructpt.telemetry.context import WorkerContext
 from instructpt.telemetry.logs import configure_logging
@@ -136,7 +136,7 @@ def _failed(error: InstructPTError) -> int:
             }
         }
     )
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | CorpusError | PlanError):
         return EXIT_CONFIG
     if isinstance(error, EnvironmentNotReadyError):
         return EXIT_CANNOT_WORK

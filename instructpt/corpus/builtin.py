@@ -10,6 +10,7 @@ import ast
 import functools
 import hashlib
 import inspect
+import os
 import sys
 import sysconfig
 import tokenize
@@ -61,8 +62,9 @@ def harvest(root: Path) -> tuple[Document, ...]:
     numbers: Counter[str] = Counter()
     for text in _texts(root):
         for piece in cut_paragraphs(text.body):
-            digest = hashlib.sha256(piece.encode("utf-8", "surrogatepass")).digest()
-            if digest in seen or not is_prose(piece):
+            digest = hashlib.sha256(piece.encode("utf-8", "replace")).digest()
+            # A lone surrogate in a documentation string is no text that can be written.
+            if digest in seen or not is_prose(piece) or not _is_text(piece):
                 continue
             seen.add(digest)
             number = numbers[text.name]
@@ -77,11 +79,8 @@ def harvest(root: Path) -> tuple[Document, ...]:
 
 
 def _texts(root: Path) -> Iterator[_Text]:
-    files = [(path.relative_to(root).as_posix(), path) for path in root.rglob("*.py")]
-    for name, path in sorted(files):
+    for name, path in sorted(_files(root)):
         parts = name.split("/")
-        if _EXCLUDED.intersection(parts) or any(part.startswith(_EXCLUDED_PREFIXES) for part in parts):
-            continue
         tree = _parse(path)
         if tree is None:
             continue
@@ -90,6 +89,24 @@ def _texts(root: Path) -> Iterator[_Text]:
         else:
             module = ".".join(parts).removesuffix(".py").removesuffix(".__init__")
             yield from _module(tree, module)
+
+
+def _is_text(piece: str) -> bool:
+    try:
+        piece.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _files(root: Path) -> Iterator[tuple[str, Path]]:
+    for folder, folders, names in os.walk(root):
+        # Pruned before it is walked: site-packages may hold a hundred thousand files.
+        folders[:] = [name for name in folders if name not in _EXCLUDED and not name.startswith(_EXCLUDED_PREFIXES)]
+        for name in names:
+            if name.endswith(".py") and not name.startswith(_EXCLUDED_PREFIXES):
+                path = Path(folder) / name
+                yield path.relative_to(root).as_posix(), path
 
 
 def _parse(path: Path) -> ast.Module | None:

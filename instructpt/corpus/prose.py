@@ -16,7 +16,7 @@ _PROSE_SHARE = 0.55
 
 def prose_share(text: str) -> float:
     """Share of the characters (white space aside) that belong to plain words on lines that are no doctest or table."""
-    solid = sum(not c.isspace() for c in text)
+    solid = len("".join(text.split()))
     if solid == 0:
         return 0.0
     lines = [line for line in text.splitlines() if not _CODE_LINE.match(line)]

@@ -178,8 +178,9 @@ def _list(uri: str, access: Access, field: str, written: str) -> tuple[Iterable[
         store, found = expand_uri(uri, access=access)
         infos = list(found)
     except NotFoundError as error:
-        if "bucket" in error.message:  # not an empty place: as the storage raises it
-            raise
+        location, key = locate(uri)
+        if location.scheme is Scheme.S3:  # a bucket that is missing is the storage's error, an empty place is ours
+            next(open_store(location.uri, access=access).list(key), None)
         raise ConfigError(
             "nothing is there", field=f"{field}.uri", value=written, fix="give a file, a folder or a glob that matches"
         ) from error
@@ -199,6 +200,12 @@ def _format_of(found: ObjectFormat | None, wanted: Format, named: bool) -> Objec
 
 
 def _check(format_: ObjectFormat, compression: Compression | None, uri: str, field: str) -> None:
+    try:
+        uri.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"the name {uri!r} is not UTF-8", field=f"{field}.uri", value=uri, fix="rename the file"
+        ) from error
     if format_ == "parquet" and compression is not None:
         raise ConfigError(
             f"{uri} is Parquet inside {compression}, which cannot be entered",

@@ -27,7 +27,7 @@ from instructpt.corpus.records import Invalid, ReadOptions
 from instructpt.corpus.sources import SourceObject
 from instructpt.corpus.streams import sha256_of
 from instructpt.corpus.tokens import TokenCounter
-from instructpt.errors import CorpusError
+from instructpt.errors import CorpusError, StorageError
 from instructpt.storage import Scheme, Store, parse_uri
 
 OBJECTS_PREFIX = "objects/"
@@ -174,6 +174,7 @@ def inspect_unit(unit: Unit, key: str, work: Inspection) -> UnitResult:
     Raises:
         ConfigError: A column is missing.
         CorpusError: An object cannot be read, or changed while it was read.
+        StorageError: The scratch folder is full or cannot be written.
         Stopped: ``work.stop`` was set.
     """
     direct = _direct_encoding(unit, work)
@@ -205,6 +206,11 @@ def inspect_unit(unit: Unit, key: str, work: Inspection) -> UnitResult:
         result = _result(unit, entries, tally, etags, ids)
         work.output.put(f"{OBJECTS_PREFIX}{key}.json", result.to_bytes())
         return result
+    except OSError as error:  # of the files in scratch; stores and readers have turned theirs into errors of ours
+        raise StorageError(
+            f"cannot write below {work.scratch}: {error.strerror or error}",
+            fix="free space there, or name another working folder; then run the same again",
+        ) from error
     finally:
         paths.remove()
 

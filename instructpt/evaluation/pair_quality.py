@@ -172,8 +172,8 @@ def describe(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def percent(share: float | None) -> str:
-    """``0.873`` -> ``87.3 %``; a dash for ``None``."""
-    return "–" if share is None else f"{100 * share:.1f} %"
+    """``0.873`` -> ``87.3 %`` with a space that does not break; a dash for ``None``."""
+    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
 
 
 def _plain(text: str) -> str:

@@ -1,7 +1,7 @@
 """Figures as inline SVG whose colours are CSS variables, so that they follow the page into the dark.
 
-Drawn with matplotlib; what it writes is made fit for standing inside a page: no XML prologue, no metadata, no addresses,
-ids of its own in every figure.
+Drawn with matplotlib; what it writes is made fit for standing inside a page: no XML prologue, no metadata, no
+addresses, ids of its own in every figure.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import matplotlib as mpl
 from instructpt.evaluation.metrics import MAJORITY, UNTRAINED
 
 MAX_POINTS = 240
+_WIDTH = 10.4
 # Stand-ins that matplotlib writes and that are replaced by the variables of the page.
 _INK, _FAINT = "#010203", "#040506"
 _SERIES = ("#0a0b0c", "#0d0e0f", "#101112", "#131415", "#161718", "#191a1b")
@@ -23,7 +24,7 @@ _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--line)", **{c: f"var(--series-{i
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "instructpt",
-    "font.size": 11.0,
+    "font.size": 11.5,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
     "axes.grid": True,
@@ -37,6 +38,7 @@ _STYLE: dict[str, Any] = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "text.color": _INK,
+    "text.parse_math": False,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
@@ -66,7 +68,7 @@ def loss_curves(curves: Mapping[str, Sequence[Row]], colours: Mapping[str, int])
         axes.xaxis.set_major_formatter(_counts())
         axes.legend(loc="upper right")
 
-    return _figure("loss", draw, width=7.4, height=3.3)
+    return _figure("loss", draw, width=_WIDTH, height=4.2)
 
 
 def throughput_curves(curves: Mapping[str, Sequence[Row]], colours: Mapping[str, int]) -> str:
@@ -78,12 +80,13 @@ def throughput_curves(curves: Mapping[str, Sequence[Row]], colours: Mapping[str,
             x, y = thin([float(row["step"]) for row in kept], [float(row["tokens_per_second"]) for row in kept])
             axes.plot(x, y, color=colour(colours[label]), label=label)
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(_whole_numbers())
         axes.set_ylabel("tokens a second")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(_counts())
         axes.legend(loc="lower right")
 
-    return _figure("throughput", draw, width=7.4, height=2.8)
+    return _figure("throughput", draw, width=_WIDTH, height=3.2)
 
 
 def pairs_histogram(histogram: Mapping[str, int]) -> str:
@@ -96,9 +99,10 @@ def pairs_histogram(histogram: Mapping[str, int]) -> str:
         axes.set_ylabel("documents")
         axes.set_xticks(_ticks(numbers))
         axes.grid(visible=False, axis="x")
+        axes.yaxis.set_major_locator(_whole_numbers())
         axes.yaxis.set_major_formatter(_counts())
 
-    return _figure("pairs", draw, width=7.4, height=2.6)
+    return _figure("pairs", draw, width=_WIDTH, height=3.0)
 
 
 def metric_bars(name: str, metric: Row, models: Sequence[str], colours: Mapping[str, int]) -> str:
@@ -120,7 +124,7 @@ def metric_bars(name: str, metric: Row, models: Sequence[str], colours: Mapping[
         axes.set_xlabel(f"{metric['unit']}, {better}")
         axes.grid(visible=False, axis="y")
 
-    return _figure(f"metric-{name}", draw, width=7.4, height=0.75 + 0.36 * max(1, len(shown)))
+    return _figure(f"metric-{name}", draw, width=_WIDTH, height=0.7 + 0.34 * max(1, len(shown)))
 
 
 def thin(x: Sequence[float], y: Sequence[float], most: int = MAX_POINTS) -> tuple[list[float], list[float]]:
@@ -159,6 +163,12 @@ def _counts() -> Any:
     return EngFormatter(sep="")
 
 
+def _whole_numbers() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True, nbins=6)
+
+
 def _figure(name: str, draw: Callable[[Any], None], *, width: float, height: float) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -175,7 +185,7 @@ def _figure(name: str, draw: Callable[[Any], None], *, width: float, height: flo
 def inline(svg: str, name: str) -> str:
     """A matplotlib SVG made fit for a page; see the head of this module."""
     svg = svg[svg.index("<svg") :].rstrip()
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'\s+(width|height)="[\d.]+pt"', "", svg, count=2)
     # HTML knows href without a prefix.

@@ -12,7 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from instructpt.evaluation.metrics import MAJORITY, UNTRAINED
-from instructpt.evaluation.verdict import count, judged_arm, show
+from instructpt.evaluation.verdict import count, in_order, judged_arm, show
+
+# "bits-per-byte" says it.
+UNITS_IN_NAMES = ("bits/byte",)
 
 
 def render_table(report: Mapping[str, Any]) -> RenderableType:
@@ -41,18 +44,20 @@ def render_table(report: Mapping[str, Any]) -> RenderableType:
 
 
 def _metrics(report: Mapping[str, Any]) -> Table:
-    table = Table(title="Held-out documents", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("metric")
+    arm = judged_arm(report["metrics"])
+    title = "Held-out documents" + (f", gain of {arm} over {report['baseline']}" if arm else "")
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("metric", no_wrap=True)
     models = [*report["arms"], UNTRAINED, MAJORITY]
     shown = [name for name in models if any(name in m["values"] for m in report["metrics"].values())]
     for name in shown:
         table.add_column(escape(name), justify="right", style="dim" if name in (UNTRAINED, MAJORITY) else None)
-    arm = judged_arm(report["metrics"])
     if arm is not None:
-        table.add_column(f"gain of {escape(arm)}", justify="right")
-    for name, metric in report["metrics"].items():
+        table.add_column("gain", justify="right", no_wrap=True)
+    for name, metric in in_order(report["metrics"]):
         arrow = "↓" if metric["direction"] == "lower" else "↑"
-        cells = [f"{name} {arrow} [dim]{metric['unit']}[/]"]
+        unit = "" if metric["unit"] in UNITS_IN_NAMES else f" [dim]{metric['unit']}[/]"
+        cells = [f"{name} {arrow}{unit}"]
         cells += [_value(name, metric["values"].get(model)) for model in shown]
         if arm is not None:
             cells.append(_gain(name, metric, arm))
@@ -73,10 +78,8 @@ def _gain(name: str, metric: Mapping[str, Any], arm: str) -> str:
         return "[dim]not informative[/]"
     if gain is None:
         return "[dim]–[/]"
-    low, high = gain["interval"] or (None, None)
     colour = "dim" if not gain["beyond_noise"] else ("green" if gain["gain"] > 0 else "red")
-    interval = escape(f"[{show(name, low, sign=True)}, {show(name, high, sign=True)}]")
-    return f"[{colour}]{show(name, gain['gain'], sign=True)}[/] [dim]{interval}[/]"
+    return f"[{colour}]{show(name, gain['gain'], sign=True)}[/]"
 
 
 def _training(report: Mapping[str, Any]) -> Table:

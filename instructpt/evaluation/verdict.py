@@ -14,7 +14,7 @@ EQUAL_TOKENS = 0.001
 
 def give_verdict(report: Mapping[str, Any]) -> dict[str, Any]:
     """``headline``, ``findings`` (one a metric) and ``limits`` of a report without its verdict."""
-    findings = [_finding(name, metric, report) for name, metric in report["metrics"].items()]
+    findings = [_finding(name, metric, report) for name, metric in in_order(report["metrics"])]
     return {"headline": _headline(report), "findings": findings, "limits": _limits(report)}
 
 
@@ -22,6 +22,12 @@ def judged_arm(metrics: Mapping[str, Any]) -> str | None:
     """The arm that the headline is about: ``instruct``, else the first that is not the baseline."""
     names = [name for metric in metrics.values() for name in metric["gains"]]
     return "instruct" if "instruct" in names else next(iter(names), None)
+
+
+def in_order(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Metrics in the order of their table, whatever the order they were read in."""
+    known = list(METRICS)
+    return sorted(metrics.items(), key=lambda item: known.index(item[0]) if item[0] in known else len(known))
 
 
 def count(number: int | float) -> str:
@@ -52,7 +58,8 @@ def _headline(report: Mapping[str, Any]) -> str:
     worse: list[str] = []
     even: list[str] = []
     blind: list[str] = []
-    for name, metric in metrics.items():
+    for _, metric in in_order(metrics):
+        name = metric["title"].lower()
         gain = metric["gains"].get(arm)
         if not metric["informative"] or gain is None:
             blind.append(name)
@@ -67,8 +74,15 @@ def _headline(report: Mapping[str, Any]) -> str:
         for word, names in (("better than", better), ("worse than", worse), ("within the noise of", even))
         if names
     ]
-    tail = f" Not informative here: {_and(blind)}." if blind else ""
+    tail = (
+        " One training seed: whether it holds for others is not known." if better + worse and _one_seed(report) else ""
+    )
+    tail += f" Not informative here: {_and(blind)}." if blind else ""
     return f"At {_budget(report)}, {arm} came out {_and(said)}.{tail}"
+
+
+def _one_seed(report: Mapping[str, Any]) -> bool:
+    return max((len(arm.get("runs", ())) for arm in report["arms"].values()), default=0) < 2
 
 
 def _budget(report: Mapping[str, Any]) -> str:
@@ -90,7 +104,7 @@ def _finding(name: str, metric: Mapping[str, Any], report: Mapping[str, Any]) ->
         own = ", ".join(f"{n} {show(name, v['value'])}" for n, v in values.items())
         return what + f"{own} {metric['unit']}."
     low, high = gain["interval"] or (None, None)
-    span = f"95 % interval {show(name, low, sign=True)} to {show(name, high, sign=True)}"
+    span = f"95\u00a0% interval {show(name, low, sign=True)} to {show(name, high, sign=True)}"
     if not gain["beyond_noise"]:
         judged = "no difference beyond noise"
     else:
@@ -110,8 +124,7 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
             f"This is a small run: {count(tokens)} tokens, where the paper (arXiv 2406.14491) pre-trains on 100B. "
             "It shows that the path works and how the arms differ here, not what the method brings at size."
         )
-    seeds = {len(arm.get("runs", ())) for arm in arms.values()}
-    if arms and max(seeds) < 2:
+    if arms and _one_seed(report):
         limits.append(
             "One training seed an arm: the intervals cover which documents were drawn, not the luck of first weights "
             "and order. Set seeds: [1, 2, 3] to see that too."
@@ -119,7 +132,7 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     limits += _limits_of_data(arms)
     if any(METRICS[name].answers for name in report["metrics"] if name in METRICS):
         limits.append(
-            "The questions are made by rules from documents that no arm was trained on. Pairs of similar form may stand "
+            "The questions are made by rules from documents that no arm was trained on. Pairs of like form may stand "
             "in the instruct arm's training text and not in the vanilla arm's, so a gain here says that the form was "
             "learned and carries over to new documents; it says nothing about knowledge or other kinds of questions."
         )

@@ -30,13 +30,13 @@ PROGRESS_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a stage ended: the cause, the task's last lines, and what can be done."""
+    """Why a stage ended: the cause and the task's last lines; ``permanent`` when a retry cannot help."""
 
     step: str
     exit_code: int
     message: str
     last_lines: tuple[str, ...]
-    is_config: bool
+    permanent: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ class Executor:
             state = replace(state, error=_error(ended))
             self.folder.save_state(stage.step, state)
             failures += ended.exit_code != EXIT_PREEMPTED
-            if ended.is_config or failures > self.resource.spec.backoff_limit:
+            if ended.permanent or failures > self.resource.spec.backoff_limit:
                 return ended
             self.listener.stage_retried(stage, ended.message, failures)
 
@@ -171,7 +171,7 @@ class Executor:
             now = time.monotonic()
             if self._deadline is not None and now > self._deadline:
                 limit = self.resource.spec.active_deadline_seconds
-                return self._failure(stage, workers[0], f"spec.activeDeadlineSeconds={limit} is over", config=True)
+                return self._failure(stage, workers[0], f"spec.activeDeadlineSeconds={limit} is over", permanent=True)
             if now - last_look >= PROGRESS_SECONDS:
                 last_look = now
                 figures = [p for p in (w.progress() for w in workers) if p is not None]
@@ -191,13 +191,13 @@ class Executor:
                     worker.signal(signal.SIGKILL)
             time.sleep(POLL_SECONDS)
 
-    def _failure(self, stage: Stage, worker: WorkerProcess, message: str = "", *, config: bool = False) -> Failure:
+    def _failure(self, stage: Stage, worker: WorkerProcess, message: str = "", *, permanent: bool = False) -> Failure:
         code = worker.exit_code if worker.exit_code is not None else 0
         error = (worker.termination() or {}).get("error", {})
         said = message or error.get("message") or describe_exit(code)
         return Failure(
             step=stage.step, exit_code=code, message=said, last_lines=tuple(worker.last_lines()),
-            is_config=config or code == EXIT_CONFIG,
+            permanent=permanent or code == EXIT_CONFIG or error.get("retryable") is False,
         )  # fmt: skip
 
     @contextmanager

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from instructpt.api.runspec import ResolvedInput
 from instructpt.errors import ConfigError, NotFoundError, StorageError
@@ -189,9 +189,7 @@ def _from_hub(model: ResolvedInput) -> Path:
     except ImportError as error:
         raise _no_hub(model, "huggingface_hub is not installed: pip install 'instructpt[synthesis]'") from error
     try:
-        folder = snapshot_download(
-            name, revision=revision or None, endpoint=model.endpoint, allow_patterns=cast("list[str]", _HUB_FILES)
-        )
+        folder = snapshot_download(name, revision=revision or None, endpoint=model.endpoint, allow_patterns=_HUB_FILES)
     # The hub's client raises its own, requests', httpx's and OS errors; each means that there is no model.
     except Exception as error:
         raise _no_hub(model, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error

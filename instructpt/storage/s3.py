@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -52,6 +53,7 @@ class S3Store:
         self._target = target or Target()
         self._seen_bucket = False
         self._conditional: bool | None = None
+        self._probe_lock = threading.Lock()
 
     @property
     def uri(self) -> str:
@@ -132,7 +134,8 @@ class S3Store:
         if self._seen_bucket:
             return
         try:
-            self._call(None, lambda client: client.head_bucket(Bucket=self._bucket))
+            # Not head_bucket: only an answer with a body names its reason.
+            self._call(None, lambda client: client.list_objects_v2(Bucket=self._bucket, MaxKeys=1))
         except NotFoundError:
             raise no_bucket(self._bucket, client_for(self._target).meta.endpoint_url) from None
 
@@ -238,21 +241,29 @@ class S3Store:
 
     def supports_conditional_create(self) -> bool:
         """Whether the server refuses a second create; some accept the header and ignore it. Tried once."""
-        if self._conditional is None:
-            key = f".instructpt-probe/{secrets.token_hex(8)}"
-            self._conditional = False
-            try:
-                self.create(key, b"1")
-                self.create(key, b"2")
-            except ConditionFailedError:
-                self._conditional = True
-            except StorageError as error:
-                if status_of(error.__cause__ or error)[0] not in (400, 501):  # those say: header not implemented
-                    self._conditional = None
-                    raise
-            finally:
-                self.delete(key)
-        return self._conditional
+        with self._probe_lock:
+            if self._conditional is None:
+                self._conditional = self._probe()
+            return self._conditional
+
+    def _probe(self) -> bool:
+        key = f".instructpt-probe/{secrets.token_hex(8)}"
+        try:
+            self.create(key, b"1")
+        except ConditionFailedError:  # its own first attempt, when the answer to that was lost
+            self.delete(key)
+            return True
+        except StorageError as error:
+            if status_of(error.__cause__ or error)[0] in (400, 501):  # the header is not implemented
+                return False
+            raise
+        try:
+            self.create(key, b"2")
+        except ConditionFailedError:
+            return True
+        finally:
+            self.delete(key)
+        return False
 
 
 class _ResumingBody(io.RawIOBase):

@@ -14,6 +14,8 @@ from instructpt.errors import ConditionFailedError, ConfigError, InstructPTError
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 _BUSY_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", "InternalError"}
 _NO_ROOM_CODES = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
+# Some with other statuses than 403: ExpiredToken 400, versitygw's unknown key 404.
+_REFUSED_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "XAdminUserNotFound"}
 _PERMISSIONS = "s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject"
 
 
@@ -60,7 +62,7 @@ def _of_server(error: BaseException, bucket: str, where: str, endpoint: str) -> 
         return no_bucket(bucket, endpoint)
     if code == "InvalidBucketName":
         return ConfigError(f"{bucket!r} is no valid bucket name", fix="correct the storage's uri")
-    if status == 404:
+    if status == 404 and code not in _REFUSED_CODES:
         return NotFoundError(f"no object {where}")
     if status == 412 or code in ("ConditionalRequestConflict", "PreconditionFailed"):
         return ConditionFailedError(f"{where} already exists or has changed")
@@ -70,7 +72,7 @@ def _of_server(error: BaseException, bucket: str, where: str, endpoint: str) -> 
         return ConfigError(f"access to bucket {bucket} is refused: {answer}", fix="set this machine's clock")
     if code in _NO_ROOM_CODES or status == 507:
         return StorageError(f"cannot write {where}: the server is full ({answer})", fix="free space there, then retry")
-    if status in (401, 403) or code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
+    if status in (401, 403) or code in _REFUSED_CODES:
         return ConfigError(
             f"access to bucket {bucket} is refused ({where}: {answer})",
             fix=f"check the credentials that secretRef names, and that they allow {_PERMISSIONS}",

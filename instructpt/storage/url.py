@@ -16,7 +16,7 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
 _HALF_SCHEME = re.compile(r"^(s3|memory|file):/?(?!/)", re.IGNORECASE)
 _QUERY = re.compile(r"\?[A-Za-z0-9_.-]+=")
 _GLOB = re.compile(r"[*?\[]")
-_BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")
+_BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$")
 
 
 class Scheme(StrEnum):

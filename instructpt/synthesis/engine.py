@@ -18,7 +18,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 
 from instructpt.api.v1alpha1.synthesisjob import Engine as EngineSpec
 from instructpt.api.v1alpha1.synthesisjob import Sampling
-from instructpt.errors import EnvironmentNotReadyError
+from instructpt.errors import EnvironmentNotReadyError, SynthesisError
 from instructpt.synthesis.registry import Registry
 from instructpt.synthesis.tokenization import PromptTokenizer
 
@@ -62,6 +62,19 @@ class Completion:
     text: str
     finish_reason: FinishReason
     attempts: int = 1
+
+
+class RequestFailedError(SynthesisError):
+    """One request failed for good, after the engine's own retries.
+
+    Args:
+        message: What happened.
+        attempts: Times that the engine asked.
+    """
+
+    def __init__(self, message: str, *, attempts: int) -> None:
+        super().__init__(message)
+        self.attempts = attempts
 
 
 @runtime_checkable
@@ -188,4 +201,6 @@ def require(module: str, *, needed_by: str, command: str = "pip install 'instruc
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise EnvironmentNotReadyError(f"{needed_by} needs {module}, which cannot be imported ({error})", fix=command) from error
+        raise EnvironmentNotReadyError(
+            f"{needed_by} needs {module}, which cannot be imported ({error})", fix=command
+        ) from error

@@ -57,7 +57,8 @@ def load_tokenizer(folder: Path) -> PromptTokenizer:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise EnvironmentNotReadyError(
-            f"tokenizers need transformers, which cannot be imported ({error})", fix="pip install 'instructpt[synthesis]'"
+            f"tokenizers need transformers, which cannot be imported ({error})",
+            fix="pip install 'instructpt[synthesis]'",
         ) from error
     try:
         return PromptTokenizer(transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
@@ -85,7 +86,9 @@ def model_config(folder: Path) -> dict[str, Any]:
             f"{path} cannot be read: {error}", field=_FIELD, value=str(folder), fix="give a complete model folder"
         ) from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} is no JSON object", field=_FIELD, value=str(folder), fix="give a complete model folder")
+        raise ConfigError(
+            f"{path} is no JSON object", field=_FIELD, value=str(folder), fix="give a complete model folder"
+        )
     return raw
 
 

@@ -23,7 +23,11 @@ def configure_logging(level: str = "INFO", *, json_lines: bool = False) -> None:
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if not json_lines else "iso"),
     ]
     renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if json_lines else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer()
+        if json_lines
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -84,7 +84,8 @@ def start(device: torch.device, ranks: Ranks) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not torch_dist.is_initialized() and ranks.world_size == 1 and backend == "gloo":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1)
+        store = torch_dist.HashStore()  # type: ignore[attr-defined]
+        torch_dist.init_process_group(backend, store=store, rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
@@ -123,6 +124,7 @@ class Engine:
             model=module, optimizer=_adamw(module, settings.optimizer), config=config, dist_init_required=False
         )
         self._names = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
+        self._make_moments(0)
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +146,8 @@ class Engine:
         self._engine.backward(loss * (self._ranks.world_size / max(1, divisor)), scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
-        return loss.detach()
+        detached: Tensor = loss.detach()
+        return detached
 
     def step(self, learning_rate: float) -> float:
         """Clip and apply the gradients of the step; gives their norm before clipping."""
@@ -177,26 +180,34 @@ class Engine:
         return {f"{key}/{name}": self._full(p, key) for key in MOMENTS for name, p in self._names.items()}
 
     def set_state(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], *, steps: int) -> None:
-        """Continue from a state: what ``weights`` and ``moments`` gave after ``steps`` steps."""
+        """Continue from what ``weights`` and ``moments`` gave after ``steps`` steps.
+
+        The module must have had these weights when the engine was made: this sets the optimizer's exact copies.
+        """
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        inner = self._inner()
-        for flat in self._flat():
-            inner.state[flat] = {
-                "step": torch.tensor(float(steps), device=flat.device if inner.defaults.get("fused") else "cpu"),
-                **{key: torch.zeros_like(flat) for key in MOMENTS},
-            }
-        if self._stage in (1, 2):
-            self._optimizer._lazy_init_hp_params_optimizer_state()
+        self._make_moments(steps)
         for name, p in self._names.items():
             values = {key: moments[f"{key}/{name}"].to(self.device) for key in MOMENTS}
             if self._plain():
-                p.data.copy_(weights[name])
-                inner.state[p].update(values)
+                self._inner().state[p].update(values)
                 continue
             safe_set_full_fp32_param(p, weights[name].to(self.device))
             for key, value in values.items():
                 safe_set_full_optimizer_state(p, value, key)
+
+    def _make_moments(self, steps: int) -> None:
+        """Zero moments now, not at the first step: there DeepSpeed links those of the first parameter group alone."""
+        inner = self._inner()
+        for flat in self._flat():
+            inner.state[flat] = {
+                "step": torch.tensor(float(steps), device=flat.device),
+                **{key: torch.zeros_like(flat) for key in MOMENTS},
+            }
+        link = getattr(self._optimizer, "_lazy_init_hp_params_optimizer_state", None)
+        if link is not None:
+            self._optimizer._hp_optimizer_states_linked = False
+            link()
 
     def _full(self, p: nn.Parameter, key: str | None) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state

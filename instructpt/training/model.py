@@ -37,7 +37,8 @@ def build_model(
     fields = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
     fields.setdefault("max_position_embeddings", length)
     try:
-        made = AutoConfig.for_model(config.get("model_type", "llama"), **{**fields, "vocab_size": vocab_size, **special})
+        named = {**fields, "vocab_size": vocab_size, **special}
+        made = AutoConfig.for_model(config.get("model_type", "llama"), **named)
         check_positions(made, length)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(made, attn_implementation="sdpa", dtype=torch.float32)
@@ -121,7 +122,7 @@ class PackedCausalLM(nn.Module):
         size = max(1, CHUNK_LOGITS // self._vocab_size())
         if labels.numel() <= size:
             return self._loss(picked, labels)
-        parts = zip(picked.split(size), labels.split(size), strict=True)
+        parts = zip(torch.split(picked, size), torch.split(labels, size), strict=True)
         losses = [cast("Tensor", checkpoint(self._loss, h, t, use_reentrant=False)) for h, t in parts]
         return torch.stack(losses).sum()
 
@@ -135,7 +136,8 @@ class PackedCausalLM(nn.Module):
 
     def logits(self, input_ids: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
         """Shape (rows, length, vocabulary)."""
-        return cast("Tensor", cast("Any", self.model).get_output_embeddings()(self.hidden(input_ids, positions, segments)))
+        head = cast("Any", self.model).get_output_embeddings()
+        return cast("Tensor", head(self.hidden(input_ids, positions, segments)))
 
     def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         logits = cast("Any", self.model).get_output_embeddings()(hidden)

@@ -70,8 +70,8 @@ def train_tokenizer(
             "training a tokenizer needs the package tokenizers", fix="pip install 'instructpt[training]'"
         ) from error
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=special,
@@ -81,7 +81,7 @@ def train_tokenizer(
     capped = _Capped(texts, max_bytes)
     tokenizer.train_from_iterator(iter(capped), trainer)
     if capped.documents == 0:
-        raise ConfigError("there is no text to train a tokenizer on", field="tokenizer.train", fix="name a corpus with text")
+        raise ConfigError("there is no text to train on", field="tokenizer.train", fix="name a corpus with text")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
     named = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}

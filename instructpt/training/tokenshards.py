@@ -16,7 +16,8 @@ row_loss             u4      shape (rows,): tokens of the row that are targets
 loss_bits            u1      shape (ceil(tokens / 8),): bit set where a token is a target; absent when all are
 ===================  ======  ==================================================================================
 
-The first token of a segment is never a target: nothing in its segment stands before it. Equal content gives equal bytes.
+The first token of a segment is never a target: nothing in its segment stands before it. Equal
+content gives equal bytes.
 """
 
 from __future__ import annotations
@@ -77,9 +78,7 @@ class Row:
         if tokens >= len(self.tokens):
             return self
         inside = self.segments[self.segments < tokens]
-        return Row(
-            tokens=self.tokens[:tokens], segments=np.append(inside, tokens), targets=self.targets[:tokens]
-        )
+        return Row(tokens=self.tokens[:tokens], segments=np.append(inside, tokens), targets=self.targets[:tokens])
 
 
 def token_type(vocab_size: int) -> str:
@@ -175,7 +174,8 @@ class TokenShard:
             self._arrays = {e["name"]: _view(mapped, begin + e["offset"], e) for e in header["arrays"]}
             self.sequence_length = int(header["sequence_length"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorpusError(f"{path} is no token shard: {error}", fix="remove it; it will be fetched again") from error
+            fix = "remove it, to have it fetched again"
+            raise CorpusError(f"{path} is no token shard: {error}", fix=fix) from error
 
     @property
     def num_rows(self) -> int:

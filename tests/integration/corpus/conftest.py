@@ -21,7 +21,7 @@ from instructpt.corpus import inspect
 from instructpt.corpus.document import Document
 from instructpt.corpus.manifest import Manifest, load_manifest
 from instructpt.corpus.shards import iter_corpus
-from instructpt.storage import open_store
+from instructpt.storage import Store, open_store
 from instructpt.telemetry.context import WorkerContext
 
 SPLIT = Split(tune=0.2, train=0.7, held_out=0.1)
@@ -38,6 +38,7 @@ class Corpus:
     shards: int | None = None
     tokenizer: str | None = None
     split: Split = SPLIT
+    storage: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -47,7 +48,7 @@ class Corpus:
             owner_kind="Corpus",
             owner_name="test",
             step="inspect",
-            output=StorageSpec(uri=self.output),
+            output=StorageSpec(uri=self.output, **self.storage),
             code_version="1.2.3",
             inspect=InspectRun(
                 source=CorpusSource(uri=self.uri, **self.source),
@@ -76,12 +77,16 @@ class Corpus:
         return self.finalize()
 
     @property
+    def store(self) -> Store:
+        return open_store(self.output, access=self.spec.output)
+
+    @property
     def manifest(self) -> Manifest:
-        return load_manifest(open_store(self.output))
+        return load_manifest(self.store)
 
     @property
     def input(self) -> ResolvedInput:
-        return ResolvedInput(uri=self.output)
+        return ResolvedInput(uri=self.output, **self.storage)
 
     def documents(self) -> list[Document]:
         return list(iter_corpus(self.input))
@@ -90,7 +95,7 @@ class Corpus:
         return [document.text for document in self.documents()]
 
     def dead_letters(self) -> list[dict[str, str]]:
-        store = open_store(self.output)
+        store = self.store
         found = [store.get(info.key) for info in store.list("dead-letters/")]
         return [json.loads(line) for data in found for line in data.splitlines()]
 

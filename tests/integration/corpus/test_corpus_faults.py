@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import json
+import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 
 from instructpt.corpus.records import ReadOptions
 from instructpt.corpus.shards import iter_corpus, iter_shard
-from instructpt.errors import ConfigError, CorpusError
+from instructpt.errors import ConfigError, CorpusError, StorageError
 from instructpt.storage import open_store
 
 GOOD = b'{"text": "a good line"}'
@@ -210,6 +213,28 @@ def test_dead_letters_never_hold_text(one_file):
     assert all("zzy" not in json.dumps(letter) and len(letter["detail"]) <= 200 for letter in letters)
 
 
+def test_a_full_disk_leaves_nothing(tmp_path, corpus, write_corpus):
+    texts = [hashlib.sha256(str(n).encode()).hexdigest() * 4 for n in range(6000)]
+    job = corpus(write_corpus(tmp_path / "in" / "a.jsonl.gz", texts))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        with pytest.raises(StorageError, match="cannot write .*File too large; free space"):
+            job.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert list(job.context().scratch.iterdir()) == []
+    assert job.inspect().counts["documents"] == 6000
+
+
+def test_a_name_that_is_not_utf8(tmp_path, corpus):
+    (tmp_path / "in").mkdir()
+    Path(os.fsdecode(bytes(tmp_path / "in") + b"/caf\xe9.jsonl")).write_bytes(GOOD)
+    with pytest.raises(ConfigError, match="is not UTF-8; rename the file"):
+        corpus(tmp_path / "in").run()
+
+
 def test_an_output_with_other_settings_is_not_overwritten(one_file):
     job = one_file([GOOD])
     job.inspect()
@@ -220,7 +245,9 @@ def test_an_output_with_other_settings_is_not_overwritten(one_file):
 
 LINE = st.one_of(
     st.text(min_size=1, max_size=30).map(lambda t: json.dumps({"text": t}).encode()),
-    st.text(min_size=1, max_size=30).map(lambda t: json.dumps({"text": t}, ensure_ascii=False).encode("utf-8", "replace")),
+    st.text(min_size=1, max_size=30).map(
+        lambda t: json.dumps({"text": t}, ensure_ascii=False).encode(errors="replace")
+    ),
     st.sampled_from([GOOD, b"", b"  ", *BAD.values()]),
     st.binary(max_size=20).map(lambda b: b.replace(b"\n", b" ")),
 )

@@ -121,9 +121,8 @@ def augmented(tmp_path):
         data = path.read_bytes()
         objects[f"00000{index}"] = key = f"data/00000{index}/1-abc.parquet"
         store.put(key, data)
-        shards.append(
-            ShardEntry(id=f"00000{index}", counts={"chains": 5}, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        )
+        digest = hashlib.sha256(data).hexdigest()
+        shards.append(ShardEntry(id=f"00000{index}", counts={"chains": 5}, bytes=len(data), sha256=digest))
     publish_manifest(store, Manifest(kind="augmented", code_version="1", shards=tuple(shards)), objects=objects)
     return store, rows
 
@@ -153,9 +152,9 @@ def test_kinds_are_not_mixed_up(plain, augmented):
     store, _ = augmented
     with pytest.raises(CorpusError, match="kind augmented, not a corpus"):
         list(iter_corpus(ResolvedInput(uri=store.uri)))
+    rows = iter_augmented_shard(open_store(plain.output), plain.manifest, {}, plain.manifest.shards[0])
     with pytest.raises(CorpusError, match="kind corpus, not an augmented"):
-        shard = plain.manifest.shards[0]
-        list(iter_augmented_shard(open_store(plain.output), plain.manifest, {"000000": "x"}, shard))
+        list(rows)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.parquet", "a.feather", "a.arrow"])

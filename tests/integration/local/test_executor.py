@@ -47,7 +47,7 @@ def started(folder: Path, *args: str, **env: str) -> Iterator[subprocess.Popen[s
 
 
 # A worker that waits for a file before it does anything: long enough to be found, stopped or killed.
-HOLDING = '''
+HOLDING = """
 import os, sys
 from pathlib import Path
 
@@ -64,7 +64,7 @@ if "worker" in sys.orig_argv:
             return None if ctx.stop.is_set() else run(spec, ctx)
         return wrapped
     inspect.run = held(inspect.run)
-'''
+"""
 
 
 def holding(folder: Path) -> dict[str, str]:
@@ -171,7 +171,7 @@ def test_a_failure_shows_cause_last_lines_and_the_next_command(folder: Path) -> 
     assert "Failed: step corpus:" in done.stderr
     assert "body" in done.stderr
     assert "Last lines of" in done.stderr
-    assert "What next: correct the spec, then: instructpt run docs.yaml" in done.stderr
+    assert "What next: correct that, then: instructpt run docs.yaml" in done.stderr
     assert not (folder / "runs/docs/data/manifest.json").exists()
     assert json.loads((folder / "runs/docs/state/corpus.json").read_text())["attempts"] == 1
     status = localruns.instructpt("status", "docs", "-o", "json", cwd=folder)

@@ -192,6 +192,16 @@ def test_the_probe_tells_the_servers_apart(store, kind):
     assert keys(store.list()) == []
 
 
+def test_the_probe_gives_all_threads_one_answer(store, kind):
+    answers: list[bool] = []
+    threads = [threading.Thread(target=lambda: answers.append(store.supports_conditional_create())) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [kind != "rclone"] * 6
+
+
 def test_put_file_and_download_in_parts(store, tmp_path):
     content = b"".join(b"%07d\n" % i for i in range(2_300_000))  # 18.4 MB: three parts
     source = tmp_path / "source.bin"

@@ -175,6 +175,16 @@ def test_a_superseded_writer_may_still_win_the_commit_and_changes_nothing_else()
     assert second.orphans() == []
 
 
+def test_committing_twice_leaves_the_first():
+    store = MemoryStore()
+    ledger = make(store, ["a"])
+    claim = ledger.claim()
+    assert ledger.commit(claim, b"first", {})
+    assert not ledger.commit(claim, b"second", {})
+    assert store.get(ledger.committed()["a"].object) == b"first"
+    assert ledger.orphans() == []
+
+
 def test_own_lease_of_an_earlier_life_is_taken_at_once():
     store, clock = MemoryStore(), Clock()
     make(store, names(3), worker="w1", clock=clock, seed=1).claim()
@@ -535,12 +545,13 @@ def lives(draw, worker: str) -> list[Life]:
     return [*found, Life(worker=worker, kill_at=None, moment="before")]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_kills_and_interleavings_commit_every_shard_once(data):
-    shards = names(data.draw(st.integers(1, 6), label="shards"))
-    workers = data.draw(st.integers(1, 4), label="workers")
-    seconds = data.draw(st.sampled_from([1.0, 50.0, 200.0]), label="seconds per shard")
+    shards = names(data.draw(st.integers(1, 5), label="shards"))
+    workers = data.draw(st.integers(2, 4), label="workers")
+    # 200 s without a renewal outlast the lease: workers that live are superseded and go on.
+    seconds = data.draw(st.sampled_from([200.0, 50.0, 1.0]), label="seconds per shard")
     seed = data.draw(st.integers(0, 2**16), label="seed")
     clock, store = Clock(), Written()
     stage = Stage(clock, random.Random(seed))
@@ -641,7 +652,7 @@ def simulate(shards: int, workers: int, seconds: float) -> tuple[Counter[str], f
 
 
 @pytest.mark.parametrize(
-    ("workers", "seconds"), [(1, 30.0), (8, 30.0), (16, 0.5), pytest.param(64, 60.0, marks=pytest.mark.slow)]
+    ("workers", "seconds"), [(1, 30.0), (8, 30.0), (16, 0.5), pytest.param(32, 60.0, marks=pytest.mark.slow)]
 )
 def test_at_most_eight_requests_per_micro_shard_at_ten_thousand(workers, seconds):
     requests, _ = simulate(10_000, workers, seconds)

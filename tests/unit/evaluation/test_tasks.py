@@ -119,9 +119,7 @@ def test_solved_examples_come_from_other_documents_and_prefer_the_same_kind() ->
 
 
 def test_a_single_document_has_no_examples_and_says_so() -> None:
-    found = build_questions(
-        documents(1), miner, max_questions=9, shots=2, max_answer_words=8, characters=500, seed=3
-    )
+    found = build_questions(documents(1), miner, max_questions=9, shots=2, max_answer_words=8, characters=500, seed=3)
     assert [q.shots for q in found.questions] == [()] * 3
     assert found.dropped == {"shots-not-to-be-had": 6}
 

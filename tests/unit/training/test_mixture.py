@@ -72,7 +72,10 @@ def test_each_pass_is_complete_and_in_another_order():
 
 
 def test_seed_changes_the_order():
-    orders = {tuple(s.row for s in Mixture([rows("a", [5] * 40)], tokens=200, batch_rows=40, seed=i).step(0)) for i in range(5)}
+    orders = {
+        tuple(s.row for s in Mixture([rows("a", [5] * 40)], tokens=200, batch_rows=40, seed=i).step(0))
+        for i in range(5)
+    }
     assert len(orders) == 5
 
 

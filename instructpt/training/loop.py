@@ -1,0 +1,375 @@
+"""The training loop of one rank: rows by arithmetic, loss over the step's targets, checkpoints, export at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from instructpt.api.runspec import RunSpec, TrainRun
+from instructpt.corpus.manifest import MANIFEST
+from instructpt.errors import ConfigError, EnvironmentNotReadyError, TrainingError
+from instructpt.storage import Store, open_store
+from instructpt.telemetry.progress import Progress
+from instructpt.training import metrics
+from instructpt.training.batches import Batch, micro_batches
+from instructpt.training.checkpoint import STATE, TRAINER, Saver, training_key
+from instructpt.training.dataset import TokenSource
+from instructpt.training.encoder import TextEncoder
+from instructpt.training.engine import Engine, EngineSettings, Ranks, start
+from instructpt.training.errors import Preempted
+from instructpt.training.export import CARD, model_card, write_model
+from instructpt.training.files import file_entries
+from instructpt.training.mixture import Mixture, Slot
+from instructpt.training.model import PackedCausalLM, build_model, load_model
+from instructpt.training.schedule import learning_rate
+from instructpt.training.tokenshards import Row
+from instructpt.training.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+_WEIGHTS = "param/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a rank is given beside spec and inputs.
+
+    Attributes:
+        stop: Whether this rank was asked to leave.
+        progress: Live figures; rank 0 fills them.
+    """
+
+    ranks: Ranks
+    stop: Callable[[], bool]
+    progress: Progress
+
+
+def result_key(spec: RunSpec) -> str:
+    """Where a finished training leaves what finalize reads."""
+    return f"work/{spec.work_key()}/{RESULT}"
+
+
+def train(spec: RunSpec, workspace: Workspace, around: Surroundings) -> None:
+    """Train to the end, or to a checkpoint when asked to leave.
+
+    Raises:
+        ConfigError: Model, tokenizer, mixture or device do not fit.
+        Preempted: A checkpoint was written after a request to leave.
+        TrainingError: The loss is not a number.
+    """
+    assert spec.train is not None
+    Trainer(spec, spec.train, workspace, around).run()
+
+
+class Trainer:
+    """One rank of one training.
+
+    Args:
+        spec: The RunSpec.
+        section: Its section ``train``.
+        workspace: Inputs on this machine.
+        around: Rank, request to leave, live figures.
+    """
+
+    def __init__(self, spec: RunSpec, section: TrainRun, workspace: Workspace, around: Surroundings) -> None:
+        self._spec = spec
+        self._section = section
+        self._workspace = workspace
+        self._around = around
+        self._ranks = around.ranks
+        self._store = open_store(spec.output.uri, access=spec.output)
+        self._device = choose_device(section, self._ranks)
+        set_threads(section)
+        self._encoder = TextEncoder(Path(workspace.tokenizer))
+        self._sources = [TokenSource(s, workspace.sources[s.name]) for s in section.sources]
+        self._mixture = Mixture(
+            [source.rows() for source in self._sources],
+            tokens=section.tokens,
+            batch_rows=section.global_batch_rows,
+            seed=section.seed,
+        )
+        self._rank_rows = section.global_batch_rows // self._ranks.world_size
+        if section.global_batch_rows % self._ranks.world_size:
+            raise ConfigError(
+                f"must be a multiple of the {self._ranks.world_size} ranks",
+                field="globalBatchRows",
+                value=section.global_batch_rows,
+                fix=f"use {self._ranks.world_size * max(1, self._rank_rows)}",
+            )
+        self._micro_rows = min(section.micro_batch_rows, self._rank_rows)
+        self._micro_batches = -(-self._rank_rows // self._micro_rows)
+        self._checkpointed = 0
+
+    def run(self) -> None:
+        """From the last checkpoint, or the start, to the export."""
+        start(self._device, self._ranks)
+        if self._device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        module = PackedCausalLM(self._model())
+        first = self._workspace.resume.step if self._workspace.resume else 0
+        state = load_file(str(Path(self._workspace.resume.folder) / STATE)) if self._workspace.resume else {}
+        weights = {n.removeprefix(_WEIGHTS): t for n, t in state.items() if n.startswith(_WEIGHTS)}
+        if weights:
+            module.load_state_dict(weights, strict=False)
+        engine = Engine(module, self._settings(), self._ranks)
+        if weights:
+            engine.set_state(weights, state, steps=first)
+        recorder = self._recorder(module)
+        if self._workspace.resume:
+            recorder.restore(Path(self._workspace.resume.folder))
+        del state, weights
+        saver = Saver(
+            self._store,
+            training_key(self._spec),
+            Path(self._workspace.scratch) / "checkpoints",
+            keep=self._section.checkpoint.keep,
+            done=self._note_checkpoint,
+        )
+        self._around.progress.update(done=first, total=self._mixture.steps, unit="steps")
+        self._steps(engine, recorder, saver, first)
+        saver.wait()
+        self._finish(engine, module, recorder)
+
+    def _steps(self, engine: Engine, recorder: metrics.Recorder, saver: Saver, first: int) -> None:
+        total = self._mixture.steps
+        for step in range(first, total):
+            recorder.begin()
+            stop = self._step(engine, recorder, step)
+            done = step + 1
+            if done == total:
+                return
+            if stop or done % self._section.checkpoint.every_steps == 0:
+                self._save(engine, recorder, saver, done)
+            if stop:
+                saver.wait()
+                engine.barrier()
+                raise Preempted(f"stopped after step {done} of {total}, a checkpoint was written", retryable=True)
+
+    def _step(self, engine: Engine, recorder: metrics.Recorder, step: int) -> bool:
+        """One optimizer step; whether any rank was asked to leave."""
+        section, ranks = self._section, self._ranks
+        torch.manual_seed((section.seed << 32) ^ (step * ranks.world_size + ranks.rank))
+        slots = self._mixture.step(step)
+        targets = sum(self._targets(slot) for slot in slots)
+        began = time.monotonic()
+        rows = [self._row(slot) for slot in slots[ranks.rank :: ranks.world_size]]
+        batches = micro_batches(rows, self._micro_rows, self._micro_batches, section.sequence_length, self._encoder.pad)
+        waited = time.monotonic() - began
+        sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
+        for batch in batches:
+            sums[0] += engine.accumulate(to_tensors(batch, engine.device), targets)
+        sums[1] = float(self._around.stop())
+        loss_sum, stops = engine.all_sum(sums).tolist()
+        loss = loss_sum / max(1, targets)
+        if not math.isfinite(loss):
+            raise self._not_a_number(step, slots, loss)
+        rate = learning_rate(step, self._mixture.steps, section.optimizer.learning_rate, section.schedule)
+        norm = engine.step(rate)
+        if ranks.rank == 0:
+            result = metrics.StepResult(
+                step=step + 1,
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens=sum(slot.tokens for slot in slots),
+                loss_tokens=targets,
+            )
+            recorder.end(result, memory_bytes=self._memory(), data_seconds=waited)
+        return bool(stops > 0)
+
+    def _not_a_number(self, step: int, slots: list[Slot], loss: float) -> TrainingError:
+        rows = ", ".join(f"{self._section.sources[s.source].name}:{s.row}" for s in slots[:16])
+        more = f" and {len(slots) - 16} more" if len(slots) > 16 else ""
+        return TrainingError(
+            f"the loss of step {step + 1} is {loss}; its rows are {rows}{more}",
+            fix="lower optimizer.learningRate or gradientClip, or look at these rows; the last checkpoint is whole",
+        )
+
+    def _row(self, slot: Slot) -> Row:
+        return self._sources[slot.source].row(slot.row).head(slot.tokens)
+
+    def _targets(self, slot: Slot) -> int:
+        source = self._sources[slot.source]
+        if slot.tokens == self._mixture.sources[slot.source].tokens[slot.row]:
+            return int(source.row_loss[slot.row])
+        return int(self._row(slot).targets.sum())
+
+    # ---------------------------------------------------------------- set-up
+
+    def _model(self) -> torch.nn.Module:
+        section, encoder = self._section, self._encoder
+        if self._workspace.model is not None:
+            return load_model(
+                Path(self._workspace.model), vocab_size=encoder.vocab_size, length=section.sequence_length
+            )
+        if section.init.config is None:
+            raise ConfigError("needs a model or a config", field="init", fix="set init.preset or init.from")
+        special = {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos, "pad_token_id": encoder.pad}
+        return build_model(
+            section.init.config,
+            seed=section.seed,
+            vocab_size=encoder.vocab_size,
+            special=special,
+            length=section.sequence_length,
+        )
+
+    def _precision(self) -> Literal["bf16", "fp32"]:
+        if self._section.precision == "auto":
+            return "fp32" if self._device.type == "cpu" else "bf16"
+        return self._section.precision
+
+    def _settings(self) -> EngineSettings:
+        section = self._section
+        stage = section.deepspeed.zero_stage
+        if stage == 0 and self._precision() == "bf16":
+            log.info("zeroStage 0 with bf16 keeps no exact weights: training with stage 1, which does")
+            stage = 1
+        return EngineSettings(
+            zero_stage=stage,
+            precision=self._precision(),
+            gradient_clip=section.gradient_clip,
+            optimizer=section.optimizer,
+            micro_batches=self._micro_batches,
+            micro_batch_rows=self._micro_rows,
+        )
+
+    def _recorder(self, module: PackedCausalLM) -> metrics.Recorder:
+        config: Any = module.model.config
+        layers, hidden = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
+        size = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
+        peak = None
+        if self._device.type == "cuda":
+            peak = metrics.peak_flops(torch.cuda.get_device_name(self._device), self._ranks.world_size)
+        log.info(
+            "%s parameters on %s, %d steps of %d rows, %d ranks x %d micro batches of %d rows, %s",
+            f"{size:,}", self._device, self._mixture.steps, self._section.global_batch_rows, self._ranks.world_size,
+            self._micro_batches, self._micro_rows, self._precision(),
+        )  # fmt: skip
+        return metrics.Recorder(
+            steps=self._mixture.steps,
+            flops_per_token=metrics.flops_per_token(size, layers, hidden, self._section.sequence_length),
+            peak_flops=peak,
+            progress=self._around.progress,
+        )
+
+    def _memory(self) -> int:
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        return metrics.resident_bytes()
+
+    # ----------------------------------------------------- checkpoint, export
+
+    def _save(self, engine: Engine, recorder: metrics.Recorder, saver: Saver, done: int) -> None:
+        state = {f"{_WEIGHTS}{name}": t for name, t in engine.weights().items()} | engine.moments()
+        if self._ranks.rank:
+            return
+        kept = metrics.Recorder(steps=0, flops_per_token=0.0, peak_flops=None, progress=Progress())
+        kept.results, kept.throughput = list(recorder.results), list(recorder.throughput)
+
+        def write(folder: Path) -> None:
+            save_file(state, str(folder / STATE))
+            kept.write(folder)
+            (folder / TRAINER).write_text(json.dumps({"step": done}), encoding="utf-8")
+
+        saver.save(done, write)
+
+    def _note_checkpoint(self, step: int) -> None:
+        self._around.progress.update(gauges={"checkpoint_step": float(step)})
+
+    def _finish(self, engine: Engine, module: PackedCausalLM, recorder: metrics.Recorder) -> None:
+        weights = engine.weights()
+        if self._ranks.rank == 0:
+            dtype = torch.bfloat16 if self._precision() == "bf16" else torch.float32
+            folder = Path(self._workspace.scratch) / "export"
+            shutil.rmtree(folder, ignore_errors=True)
+            named = {name.removeprefix("model."): t.to(dtype) for name, t in weights.items()}
+            write_model(
+                module.model, named, Path(self._workspace.tokenizer), folder, length=self._section.sequence_length
+            )
+            record = self._record(recorder)
+            self._publish(folder, recorder, record)
+        engine.barrier()
+
+    def _record(self, recorder: metrics.Recorder) -> dict[str, Any]:
+        receipts = self._mixture.receipt()
+        lines = [json.loads(line) for line in recorder.results]
+        return {
+            "counts": {
+                "steps": self._mixture.steps,
+                "rows": self._mixture.rows,
+                "tokens": sum(line["tokens"] for line in lines),
+                "loss_tokens": sum(line["loss_tokens"] for line in lines),
+                "unique_documents": sum(r.unique_documents for r in receipts),
+            },
+            "scores": dict(metrics.summary(recorder.losses())),
+            "receipt": [receipt.to_dict() for receipt in receipts],
+            "inputs": dict(self._workspace.inputs),
+        }
+
+    def _publish(self, folder: Path, recorder: metrics.Recorder, record: dict[str, Any]) -> None:
+        """Upload the export and, last, what finalize reads."""
+        assert record["counts"]["tokens"] == self._section.tokens, "the budget was not met exactly"
+        recorder.write(folder)
+        card = model_card(
+            self._section, self._mixture.receipt(), record["inputs"], record["scores"], record["counts"]["steps"]
+        )
+        (folder / CARD).write_text(card, encoding="utf-8")
+        if self._store.exists(MANIFEST):
+            self._store.delete(MANIFEST)  # of another training, whose files are replaced now
+        upload(self._store, folder)
+        # Throughput is a matter of machine and hour: it lies beside the model and is in no digest.
+        files = [f for f in file_entries(folder) if f.path != metrics.THROUGHPUT]
+        record["files"] = [[f.path, f.bytes, f.sha256] for f in files]
+        self._store.put(result_key(self._spec), json.dumps(record, sort_keys=True).encode())
+
+
+def upload(store: Store, folder: Path) -> None:
+    """Put all files of a folder at the store's root."""
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        store.put_file(path.name, path)
+
+
+def to_tensors(batch: Batch, device: torch.device) -> Mapping[str, Tensor]:
+    """Arguments of :meth:`PackedCausalLM.forward`."""
+    names = ("input_ids", "positions", "segments", "predict_from", "labels")
+    return {name: torch.from_numpy(getattr(batch, name)).to(device, non_blocking=True) for name in names}
+
+
+def choose_device(section: TrainRun, ranks: Ranks) -> torch.device:
+    """The GPU of this rank where there is one, else the CPU; ``INSTRUCTPT_DEVICE=cpu`` keeps to the CPU.
+
+    Raises:
+        EnvironmentNotReadyError: The spec asks for more GPUs than torch sees.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if section.gpus_per_node > there:
+        raise EnvironmentNotReadyError(
+            f"the spec asks for {section.gpus_per_node} GPUs a node, torch sees {there}",
+            field="gpusPerNode",
+            value=section.gpus_per_node,
+            fix="lower it (0 trains on the CPU), or install the driver and a CUDA build of torch",
+        )
+    if there > ranks.local_rank and os.environ.get("INSTRUCTPT_DEVICE") != "cpu":
+        torch.cuda.set_device(ranks.local_rank)
+        return torch.device("cuda", ranks.local_rank)
+    return torch.device("cpu")
+
+
+def set_threads(section: TrainRun) -> None:
+    """``INSTRUCTPT_THREADS``, or all cores, divided among the ranks of this node."""
+    cores = int(os.environ.get("INSTRUCTPT_THREADS") or os.cpu_count() or 1)
+    torch.set_num_threads(max(1, cores // max(1, section.gpus_per_node or section.processes_per_node)))

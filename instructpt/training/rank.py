@@ -1,0 +1,97 @@
+"""``python -m instructpt.training.rank FOLDER``: one rank under torchrun; internal, started by launch.
+
+The folder holds ``runspec.json`` and ``workspace.json``. A file ``stop`` in it asks the ranks to leave; rank 0 writes
+``progress.json``; a rank that fails leaves the cause in ``outcome.json``, because torchrun itself always ends with 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from instructpt.api.runspec import RunSpec
+from instructpt.errors import InstructPTError
+from instructpt.telemetry.logs import configure_logging
+from instructpt.telemetry.progress import Progress
+from instructpt.training.workspace import Workspace
+
+RUNSPEC, WORKSPACE, STOP, PROGRESS, OUTCOME = (
+    "runspec.json", "workspace.json", "stop", "progress.json", "outcome.json"
+)  # fmt: skip
+PARENT = "INSTRUCTPT_LAUNCHER_PID"
+_SECONDS = 0.5
+
+
+def main(folder: Path) -> int:
+    """Train as one rank; 0 at the end, else 1 with the cause in ``outcome.json``."""
+    configure_logging(os.environ.get("INSTRUCTPT_LOG_LEVEL", "INFO"))
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    progress, ended = Progress(), threading.Event()
+    _start(lambda: _watch_parent(ended))
+    try:
+        from instructpt.training.engine import Ranks
+        from instructpt.training.loop import Surroundings, train
+
+        ranks = Ranks.from_environment()
+        if ranks.rank == 0:
+            _start(lambda: _report(folder / PROGRESS, progress, ended))
+        spec = RunSpec.model_validate_json((folder / RUNSPEC).read_bytes())
+        workspace = Workspace.from_json((folder / WORKSPACE).read_text(encoding="utf-8"))
+        stop = folder / STOP
+        train(
+            spec, workspace, Surroundings(ranks=ranks, stop=lambda: asked.is_set() or stop.exists(), progress=progress)
+        )
+    except InstructPTError as error:
+        _leave(folder, {"type": type(error).__name__, "message": error.message, "field": error.field,
+                        "value": error.value, "fix": error.fix, "retryable": error.retryable})  # fmt: skip
+        return 1
+    except BaseException as error:
+        traceback.print_exc()
+        _leave(folder, {"type": "TrainingError", "message": f"{type(error).__name__}: {error}"})
+        return 1
+    finally:
+        ended.set()
+    return 0
+
+
+def _start(what: Any) -> None:
+    threading.Thread(target=what, daemon=True).start()
+
+
+def _watch_parent(ended: threading.Event) -> None:
+    """End when the worker that launched torchrun is gone, so that two lives of a run never overlap."""
+    parent = int(os.environ.get(PARENT, "0"))
+    while parent and not ended.wait(_SECONDS):
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _report(path: Path, progress: Progress, ended: threading.Event) -> None:
+    while True:
+        last = ended.wait(_SECONDS)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(progress.snapshot()), encoding="utf-8")
+        temporary.replace(path)
+        if last:
+            return
+
+
+def _leave(folder: Path, outcome: dict[str, Any]) -> None:
+    """Keep the first cause: what other ranks say afterwards follows from it."""
+    with contextlib.suppress(FileExistsError), (folder / OUTCOME).open("x", encoding="utf-8") as stream:
+        stream.write(json.dumps(outcome, default=str))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

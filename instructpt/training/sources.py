@@ -1,0 +1,221 @@
+"""What is tokenized: the texts of one source, shard by shard, and on which of their parts the loss is taken."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from instructpt.api.runspec import PreparedSource
+from instructpt.api.v1alpha1.trainingjob import Objective
+from instructpt.corpus.augmented import ChainRow
+from instructpt.corpus.files import iter_files
+from instructpt.corpus.manifest import (
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    digest_of,
+    load_manifest,
+    load_objects,
+    parse_manifest,
+)
+from instructpt.corpus.shards import CorpusReader, iter_augmented_shard
+from instructpt.corpus.sources import SourceObject, resolve_files
+from instructpt.errors import ConfigError
+from instructpt.storage import Store, open_store
+from instructpt.synthesis import profiles
+from instructpt.synthesis.model import Shot, make_pair
+
+FileKind = Literal["instructions", "jsonl", "parquet", "arrow", "text"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """One item: parts that are tokenized one by one and follow each other.
+
+    Attributes:
+        parts: Text, and whether the loss is taken on it.
+        documents: Documents in it.
+        marked: Whether strings of special tokens in it mean those tokens; BOS and EOS are then in it already.
+    """
+
+    parts: tuple[tuple[str, bool], ...]
+    documents: int = 1
+    marked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceShard:
+    """A micro-shard of the source's manifest, or a file.
+
+    Attributes:
+        id: Of the manifest's shard; ``file-<number>`` for files.
+        entry: Of the manifest; None for files.
+        file: The file; None for shards of a manifest.
+        documents: Documents to take at most; None takes all.
+    """
+
+    id: str
+    entry: ShardEntry | None = None
+    file: SourceObject | None = None
+    documents: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A source, resolved.
+
+    Attributes:
+        shards: In order.
+        digest: Of its manifest; of the names and contents' sizes for files without a digest of their own.
+    """
+
+    spec: PreparedSource
+    objective: Objective
+    profile: str
+    shards: tuple[SourceShard, ...]
+    digest: str
+    store: Store | None = None
+    manifest: Manifest | None = None
+
+    def texts(self, shard: SourceShard, scratch: Path) -> Iterator[Text]:
+        """The texts of one shard, in order. Chains without text (dead letters) are left out.
+
+        Raises:
+            CorpusError: An object changed, is damaged, or holds a record that cannot be used.
+        """
+        if shard.file is not None:
+            yield from islice(self._file(shard.file), shard.documents)
+            return
+        assert self.store is not None
+        assert self.manifest is not None
+        assert shard.entry is not None
+        if self.manifest.kind == "corpus":
+            read = CorpusReader(self.store, self.manifest).read(shard.entry, split=self.spec.split)
+            for document in islice(read, shard.documents):
+                yield Text(parts=((document.text, True),))
+            return
+        rows = iter_augmented_shard(self.store, self.manifest, load_objects(self.store), shard.entry, scratch=scratch)
+        left = shard.documents
+        for row in rows:
+            if left is not None and left <= 0:
+                return
+            left = None if left is None else left - len(row.shots)
+            yield from self._chain(row)
+
+    def _chain(self, row: ChainRow) -> Iterator[Text]:
+        if self.objective != "SynthesizerTuning":
+            if row.text:
+                documents = sum(1 for shot in row.shots if shot.verdict != "dead-letter")
+                yield Text(parts=((row.text, True),), documents=documents)
+            return
+        shots = [
+            Shot(document=s.text, pairs=tuple(make_pair(p.question, p.answer) for p in s.pairs))
+            for s in row.shots
+            if s.verdict != "dead-letter" and s.text
+        ]
+        if shots:
+            rendered = profiles.load(self.profile).render_tuning(shots)
+            parts = tuple((segment.text, segment.is_target) for segment in rendered)
+            yield Text(parts=parts, documents=len(shots), marked=True)
+
+    def _file(self, file: SourceObject) -> Iterator[Text]:
+        spec = self.spec
+        if spec.format != "instructions":
+            fields = [spec.text_field]
+            for record in iter_files(file.uri, spec, _kind(spec), fields, field=f"source {spec.name}"):
+                yield Text(parts=((record[spec.text_field], True),))
+            return
+        fields = [spec.question_field, spec.answer_field]
+        for record in iter_files(file.uri, spec, "instructions", fields, field=f"source {spec.name}"):
+            question, answer = record[fields[0]], record[fields[1]]
+            # Question, one space, answer: as the reference forms general instructions (method.md 1).
+            if self.objective == "InstructionTuning":
+                yield Text(parts=((question, False), (f" {answer}", True)))
+            else:
+                yield Text(parts=((f"{question} {answer}", True),))
+
+
+def _kind(spec: PreparedSource) -> FileKind:
+    assert spec.format != "augmented"
+    assert spec.format != "corpus"
+    return spec.format
+
+
+def resolve(
+    spec: PreparedSource, objective: Objective = "Pretraining", profile: str = profiles.DEFAULT_PROFILE
+) -> Source:
+    """Find a source's shards.
+
+    Raises:
+        ConfigError: The format does not fit the objective or the place, or nothing is there.
+        NotFoundError: Its manifest is not there.
+    """
+    needed = {"SynthesizerTuning": "augmented", "InstructionTuning": "instructions"}.get(objective, spec.format)
+    if spec.format != needed:
+        raise ConfigError(
+            f"objective {objective} learns answers and needs format {needed}",
+            field=f"mixture[{spec.name}].format",
+            value=spec.format,
+            fix=f"give a source of format {needed}, or choose objective Pretraining",
+        )
+    profiles.load(profile)
+    if spec.format not in ("augmented", "corpus"):
+        return _files(spec, objective, profile)
+    store = open_store(spec.uri, access=spec)
+    load_manifest(store, digest=spec.digest)
+    data = store.get(MANIFEST)
+    manifest = parse_manifest(data, where=f"{store.uri}/{MANIFEST}")
+    if manifest.kind != spec.format:
+        raise ConfigError(
+            f"{store.uri} holds a set of kind {manifest.kind}",
+            field=f"mixture[{spec.name}].format",
+            value=spec.format,
+            fix=f"write format: {manifest.kind}",
+        )
+    shards = tuple(_shards(manifest, spec))
+    if not shards:
+        raise ConfigError(
+            f"{store.uri} has no documents in this part",
+            field=f"mixture[{spec.name}].split",
+            value=spec.split or "all",
+            fix="give this part of corpus.split a larger share, or name another part",
+        )
+    digest = digest_of(data)
+    return Source(
+        spec=spec, objective=objective, profile=profile, shards=shards, digest=digest, store=store, manifest=manifest
+    )
+
+
+def _shards(manifest: Manifest, spec: PreparedSource) -> Iterator[SourceShard]:
+    name = spec.split if spec.split is not None and manifest.kind == "corpus" else "documents"
+    left = spec.max_documents
+    for entry in manifest.shards:
+        found = int(entry.counts.get(name, 0))
+        if not found or left == 0:
+            continue
+        taken = None if left is None else min(found, left)
+        left = None if left is None or taken is None else left - taken
+        yield SourceShard(id=entry.id, entry=entry, documents=taken)
+
+
+def _files(spec: PreparedSource, objective: Objective, profile: str) -> Source:
+    kind = _kind(spec)
+    found = resolve_files(spec.uri, spec, "auto" if kind == "instructions" else kind, field=f"mixture[{spec.name}]")
+    if spec.max_documents is not None and len(found.objects) > 1:
+        raise ConfigError(
+            "holds for sources with a manifest and for single files, not for several files",
+            field=f"mixture[{spec.name}].maxDocuments",
+            value=spec.max_documents,
+            fix="declare them as a Corpus",
+        )
+    shards = tuple(
+        SourceShard(id=f"file-{index:05d}", file=file, documents=spec.max_documents)
+        for index, file in enumerate(found.objects)
+    )
+    named = "".join(f"{file.name}\0{file.size}\n" for file in found.objects)
+    digest = spec.digest or "sha256:" + hashlib.sha256(named.encode()).hexdigest()
+    return Source(spec=spec, objective=objective, profile=profile, shards=shards, digest=digest)
