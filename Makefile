@@ -42,6 +42,7 @@ quickstart: $(LOCAL) ## Run the whole path on this machine: raw text to two mode
 
 .PHONY: test
 test: $(DEV) ## Run the tests (unit first); ARGS='-k queue' selects
+	@start=$$(date +%s); $(BIN)/python tests/s3servers.py; echo "set-up of test servers took $$(( $$(date +%s) - start )) s"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rs --durations=10 $(TESTS) $(ARGS)
 
 .PHONY: lint

@@ -74,9 +74,7 @@ def context(scratch: Path, worker_id: str = "worker-0") -> WorkerContext:
     return WorkerContext(worker_id=worker_id, scratch=scratch)
 
 
-def make_corpus(
-    folder: Path, texts: Sequence[str], *, per_shard: int = 4, split: Split | None = None
-) -> ResolvedInput:
+def make_corpus(folder: Path, texts: Sequence[str], *, per_shard: int = 4, split: Split | None = None) -> ResolvedInput:
     """An inspected corpus of these documents."""
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "raw.jsonl"
@@ -88,9 +86,7 @@ def make_corpus(
         step="inspect",
         output=StorageSpec(uri=str(folder / "corpus")),
         code_version="test",
-        inspect=InspectRun(
-            source=CorpusSource(uri=str(source)), split=split or Split(), documents_per_shard=per_shard
-        ),
+        inspect=InspectRun(source=CorpusSource(uri=str(source)), split=split or Split(), documents_per_shard=per_shard),
     )
     ctx = context(folder / "scratch")
     corpus_inspect.run(spec, ctx)
@@ -104,9 +100,11 @@ def make_spec(corpus: ResolvedInput, output: Path | str, *, model: Path | None =
     defaults: dict[str, Any] = {"strategy": "mined"}
     if model is not None:
         defaults = {"strategy": "instruction-synthesizer", "model": ResolvedInput(uri=str(model))}
-        settings = {"engine": {"name": "transformers"}, "leaseSeconds": 5, **{
-            k: v for k, v in settings.items() if k != "engine" or v["name"] != "mined"
-        }}
+        settings = {
+            "engine": {"name": "transformers"},
+            "leaseSeconds": 5,
+            **{k: v for k, v in settings.items() if k != "engine" or v["name"] != "mined"},
+        }
     parallelism = int(section.pop("parallelism", 1))
     return RunSpec(
         verb="synthesize",
@@ -176,7 +174,7 @@ def make_tokenizer(folder: Path, *, special: Mapping[str, str] | None = None, vo
 
 
 def make_model(folder: Path, *, positions: int = 512, steps: int = 0, tokenizer: bool = True, **config: Any) -> Path:
-    """A tiny Llama; with ``steps`` of training it answers every document with the two pairs of ``GOOD``."""
+    """A tiny Llama; with enough ``steps`` of training it answers every document with the two pairs of ``GOOD``."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -210,7 +208,8 @@ def _train(model: Any, encode: Callable[[str], list[int]], steps: int) -> None:
     rng = random.Random(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    learned = 0
     for _ in range(steps):
         ids: list[int] = []
         labels: list[int] = []
@@ -223,10 +222,13 @@ def _train(model: Any, encode: Callable[[str], list[int]], steps: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        learned = learned + 1 if float(loss.detach()) < 0.02 else 0
+        if learned == 5:
+            break
     torch.set_num_threads(threads)
 
 
-_WORDS = "river stone garden letter winter engine paper market silver window forest bridge copper method signal".split()
+_WORDS = ("river", "stone", "garden", "letter", "winter", "engine", "paper", "market", "silver", "window", "forest")
 
 
 def words(rng: random.Random, count: int) -> str:

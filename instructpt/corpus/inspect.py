@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +43,9 @@ from instructpt.storage.base import Store
 from instructpt.telemetry.context import WorkerContext
 
 _DOCUMENT_CAP = 1_000_000
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,23 +249,14 @@ def _count_records(job: _Job, source: SourceObject) -> int:
 
 
 def _finished(spec: RunSpec) -> Manifest | None:
-    """The manifest, if it is there and was made with this spec's settings.
-
-    Raises:
-        ConfigError: It was made with other settings.
-    """
+    """The manifest, if it is there and was made from this spec; one of another spec is made again."""
     output = open_store(spec.output.uri, access=spec.output)
-    if not output.exists(MANIFEST):
+    if not output.exists(MANIFEST) or not output.exists(SOURCE):
         return None
-    manifest = load_manifest(output)
-    if manifest.settings != orjson.loads(orjson.dumps(settings_of(_section(spec)))):
-        raise ConfigError(
-            f"{output.uri} holds a corpus that was inspected with other settings",
-            field="spec.storage.uri",
-            value=output.uri,
-            fix="name an empty storage, or remove what is there",
-        )
-    return manifest
+    if orjson.loads(output.get(SOURCE)).get("work_key") != spec.work_key():
+        logger.warning("the corpus below %s was inspected with another spec and is made again", output.uri)
+        return None
+    return load_manifest(output)
 
 
 def finalize(spec: RunSpec, ctx: WorkerContext) -> StageResult:
@@ -289,7 +284,9 @@ def finalize(spec: RunSpec, ctx: WorkerContext) -> StageResult:
     check_unique_ids(results, [key for _, key in units], job.section.source, job.output)
     _drop_stale_letters(job.output, {unit.index for (unit, _), r in zip(units, results, strict=True) if r.examples})
     etags = {uri: etag for result in results for uri, etag in result.etags.items()}
-    where = {"access": _access(job.section.source), "etags": etags}
+    # A manifest of another spec goes first: no moment shows it beside this spec's source.
+    job.output.delete(MANIFEST)
+    where = {"access": _access(job.section.source), "etags": etags, "work_key": spec.work_key()}
     job.output.put(SOURCE, orjson.dumps(where, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
     manifest = _manifest(job, results)
     publish_manifest(job.output, manifest)

@@ -11,7 +11,7 @@ import orjson
 
 from instructpt.api.runspec import ReportRun, StageOutput
 from instructpt.corpus.augmented import ChainRow
-from instructpt.corpus.manifest import MANIFEST, Manifest, digest_of, load_manifest
+from instructpt.corpus.manifest import Manifest, load_manifest
 from instructpt.errors import NotFoundError
 from instructpt.evaluation.finish import PREDICTIONS, SCORES
 from instructpt.evaluation.pair_quality import PairQuality
@@ -20,6 +20,7 @@ from instructpt.telemetry.context import WorkerContext
 
 logger = logging.getLogger(__name__)
 
+CONFIG = "config.json"
 LOSSES = "metrics.jsonl"
 THROUGHPUT = "throughput.jsonl"
 # Of a corpus of millions, enough to judge it by; said in the report when it is not all.
@@ -37,6 +38,7 @@ class FoundStage:
         manifest: Its manifest.
         losses: Of training: rows of ``metrics.jsonl``, in order.
         throughput: Of training: rows of ``throughput.jsonl``.
+        config: Of training: the model's ``config.json``.
         scores: Of evaluation: ``scores.json``.
         predictions: Of evaluation: the first rows of ``predictions.jsonl``.
         quality: Of synthesis: the pair-quality figures.
@@ -47,6 +49,7 @@ class FoundStage:
     manifest: Manifest
     losses: tuple[Mapping[str, Any], ...] = ()
     throughput: tuple[Mapping[str, Any], ...] = ()
+    config: Mapping[str, Any] | None = None
     scores: Mapping[str, Any] | None = None
     predictions: tuple[Mapping[str, Any], ...] = ()
     quality: Mapping[str, Any] | None = None
@@ -86,8 +89,9 @@ def collect(section: ReportRun, ctx: WorkerContext) -> Found:
 def _read(stage: StageOutput, store: Store, manifest: Manifest, ctx: WorkerContext) -> FoundStage:
     if stage.kind == "train":
         return FoundStage(
-            stage=stage, manifest=manifest, losses=_lines(store, LOSSES), throughput=_lines(store, THROUGHPUT)
-        )
+            stage=stage, manifest=manifest, losses=_lines(store, LOSSES), throughput=_lines(store, THROUGHPUT),
+            config=orjson.loads(store.get(CONFIG)) if store.exists(CONFIG) else None,
+        )  # fmt: skip
     if stage.kind == "evaluate":
         scores = orjson.loads(store.get(SCORES)) if store.exists(SCORES) else None
         return FoundStage(
@@ -127,8 +131,3 @@ def _lines(store: Store, key: str) -> tuple[Mapping[str, Any], ...]:
     if not store.exists(key):
         return ()
     return tuple(orjson.loads(line) for line in store.get(key).splitlines() if line.strip())
-
-
-def digest_at(store: Store) -> str:
-    """Digest of the manifest at a store's root."""
-    return digest_of(store.get(MANIFEST))

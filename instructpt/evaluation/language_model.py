@@ -51,8 +51,9 @@ class LanguageModel:
 def context_length(folder: Path, manifest_settings: Mapping[str, Any] | None = None) -> int:
     """Longest context to measure a model with, in tokens.
 
-    The sequence length it was trained with where the export states it (positions beyond it were never trained), else
-    the config's ``max_position_embeddings``; at most ``MAX_CONTEXT``, which bounds the time a document takes.
+    The sequence length it was trained with where the manifest of its export states it (positions beyond it were never
+    trained), else the config's ``max_position_embeddings``; at most ``MAX_CONTEXT``, which bounds the time a document
+    takes.
 
     Raises:
         ConfigError: There is no config to read.
@@ -67,7 +68,7 @@ def context_length(folder: Path, manifest_settings: Mapping[str, Any] | None = N
             value=str(folder),
             fix="export it again",
         ) from error
-    stated = (manifest_settings or {}).get("sequence_length") or config.get("max_position_embeddings")
+    stated = (manifest_settings or {}).get("sequenceLength") or config.get("max_position_embeddings")
     return min(MAX_CONTEXT, int(stated or MAX_CONTEXT))
 
 

@@ -10,9 +10,11 @@ counted as one draw out of the whole vocabulary.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -158,9 +160,23 @@ def _forward(lm: LanguageModel, sequences: list[list[int]], batch: list[tuple[in
         mask[row, : len(tokens)] = 1
         # Position i predicts token i + 1.
         targets[row, w.scored - w.begin - 1 : len(tokens) - 1] = tokens[w.scored - w.begin :]
+    # Logits are most of the memory and much of the work: only of positions that some row needs.
+    needed = (targets != _IGNORE).any(dim=0).nonzero().squeeze(1)
+    keep = {"logits_to_keep": needed.to(lm.device)} if _keeps_logits(lm.model) else {}
     with torch.inference_mode():
-        logits = lm.model(input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), use_cache=False).logits
+        logits = lm.model(
+            input_ids=ids.to(lm.device), attention_mask=mask.to(lm.device), use_cache=False, **keep
+        ).logits
+        logits = logits if keep else logits[:, needed.to(lm.device)]
         nats = torch.nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), targets.to(lm.device), ignore_index=_IGNORE, reduction="none"
+            logits.float().flatten(0, 1),
+            targets[:, needed].flatten().to(lm.device),
+            ignore_index=_IGNORE,
+            reduction="none",
         )
-    return [float(n) for n in nats.double().sum(dim=1).cpu()]
+    return [float(n) for n in nats.view(len(batch), -1).double().sum(dim=1).cpu()]
+
+
+def _keeps_logits(model: Any) -> bool:
+    """Whether the model's forward pass can be asked for the logits of some positions alone."""
+    return "logits_to_keep" in inspect.signature(getattr(model, "forward", model)).parameters

@@ -7,7 +7,6 @@ from typing import Any
 
 from instructpt.api.presets import num_parameters
 from instructpt.corpus.augmented import ChainRow
-from instructpt.corpus.manifest import Manifest
 from instructpt.evaluation.collect import Found, FoundStage
 from instructpt.evaluation.metrics import CHANCE, MAJORITY, UNTRAINED
 from instructpt.evaluation.verdict import give_verdict
@@ -81,33 +80,23 @@ def _training(found: FoundStage) -> dict[str, Any]:
     counts = found.manifest.counts
     losses = [row["loss"] for row in found.losses if row.get("loss") is not None]
     tail = losses[-max(1, len(losses) // 20) :]
-    sources = [dict(source) for source in _receipts(found.manifest)]
-    documents = [s["unique_documents"] for s in sources if s.get("unique_documents") is not None]
-    passes = [s["passes"] for s in sources if s.get("passes") is not None]
+    # The mixture receipt: what was taken from each source.
+    sources = [dict(source) for source in found.manifest.extra.get("receipt", ())]
     return {
         "seed": found.stage.seed,
         "train_tokens": counts.get("tokens"),
         "train_steps": counts.get("steps"),
-        "unique_documents": sum(documents) if documents else counts.get("unique_documents"),
-        "repeats": max(passes) if passes else None,
+        "unique_documents": counts.get("unique_documents"),
+        "repeats": max((source["passes"] for source in sources), default=None),
         "sources": sources,
-        "parameters": counts.get("parameters") or _parameters(found.manifest),
+        "parameters": _parameters(found.config),
         "final_loss": round(sum(tail) / len(tail), 4) if tail else None,
         "digest": found.manifest.digest,
     }
 
 
-def _receipts(manifest: Manifest) -> Sequence[Mapping[str, Any]]:
-    """The mixture receipt of a model: what was taken from each source."""
-    receipt = manifest.extra.get("mixture") or manifest.extra.get("receipt") or manifest.extra.get("sources") or ()
-    if isinstance(receipt, Mapping):
-        receipt = receipt.get("sources", ())
-    return [r for r in receipt if isinstance(r, Mapping)]
-
-
-def _parameters(manifest: Manifest) -> int | None:
-    config = manifest.extra.get("config")
-    if not isinstance(config, Mapping) or "vocab_size" not in config:
+def _parameters(config: Mapping[str, Any] | None) -> int | None:
+    if config is None or "vocab_size" not in config:
         return None
     try:
         return num_parameters(config, int(config["vocab_size"]))

@@ -14,7 +14,7 @@ from instructpt.api.base import Access
 from instructpt.api.v1alpha1 import InstructionPretraining
 from instructpt.errors import InstructPTError
 from instructpt.plan.planner import AnyResource
-from instructpt.storage import open_store
+from instructpt.storage import describe_access, open_store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ def _storage(field: str, uri: str, access: Access) -> Row:
         conditional = store.supports_conditional_create()
     except InstructPTError as error:
         return Row(what=field, ok=False, found=uri, fix=str(error))
-    found = f"{uri} writable, credentials: {credentials_used(uri, access)}"
+    found = f"{uri} writable, credentials: {describe_access(uri, access=access)}"
     if not conditional:
         return Row(what=field, ok=True, found=f"{found}; ignores If-None-Match, so parallelism must be 1")
     return Row(what=field, ok=True, found=found)
@@ -99,11 +99,5 @@ def _readable(field: str, uri: str, access: Access) -> Row:
         next(iter(open_store(bucket, access=access).list(uri.removeprefix(bucket + "/").split("*")[0])), None)
     except InstructPTError as error:
         return Row(what=field, ok=False, found=uri, fix=str(error))
-    return Row(what=field, ok=True, found=f"{uri} readable, credentials: {credentials_used(uri, access)}")
+    return Row(what=field, ok=True, found=f"{uri} readable, credentials: {describe_access(uri, access=access)}")
 
-
-def credentials_used(uri: str, access: Access) -> str:
-    """Where credentials come from, by name; never what they are."""
-    if not uri.startswith("s3://"):
-        return "none needed"
-    return "default chain" if access.secret_ref is None else f"secret or profile {access.secret_ref.name}"

@@ -119,7 +119,7 @@ def requeue(output: Store, work_key: str | None = None, reason: str | None = Non
         reason: Only dead letters with this reason, such as ``engine-error``; empty takes all.
 
     Returns:
-        How many dead letters will be tried again. The manifest is removed if there are any.
+        How many micro-shards will be made again. The manifest is removed if there are any.
 
     Raises:
         ConfigError: No work is there, or there are several and none is named.
@@ -130,12 +130,12 @@ def requeue(output: Store, work_key: str | None = None, reason: str | None = Non
     ledger = Ledger(output, prefix, worker_id="requeue", lease_seconds=60, shards=shards, parallel=False)
     name = "dead_letters" if reason is None else f"dead_letters_{reason.replace('-', '_')}"
     found = {shard: int(commit.record.get("counts", {}).get(name, 0)) for shard, commit in ledger.committed().items()}
-    total = sum(found.values())
-    if total:
+    again = [shard for shard, number in found.items() if number]
+    if again:
         output.delete(MANIFEST)
-    for shard in (shard for shard, number in found.items() if number):
+    for shard in again:
         ledger.uncommit(shard)
-    return total
+    return len(again)
 
 
 def _only_key(output: Store) -> str:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Self
 
-from instructpt.errors import ConfigError, EnvironmentNotReadyError, InstructPTError, SynthesisError
+from instructpt.errors import ConfigError, EnvironmentNotReadyError, SynthesisError
 from instructpt.synthesis.engine import (
     BaseEngine,
     Completion,
@@ -112,12 +112,11 @@ class VllmEngine(BaseEngine):
                 last = output
         except errors.EngineDeadError as error:
             raise EnvironmentNotReadyError("vLLM's core is dead; its log says why", retryable=True) from error
-        except InstructPTError:
-            raise
-        except (ValueError, TypeError) as error:
-            raise SynthesisError(f"vLLM refuses the request: {error}") from error
         except errors.EngineGenerateError as error:
             raise SynthesisError(f"vLLM failed on the request: {error}", retryable=True) from error
+        # What it refuses comes as exceptions of several kinds, which have moved between its versions.
+        except Exception as error:
+            raise SynthesisError(f"vLLM refuses the request: {error}") from error
         if last is None or not last.outputs:
             raise SynthesisError("vLLM gave no output", retryable=True)
         return self._completion(last.outputs[0], request)

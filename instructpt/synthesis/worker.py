@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,6 +35,9 @@ from instructpt.telemetry.context import WorkerContext
 __all__ = ["finalize", "run"]
 
 log = logging.getLogger(__name__)
+
+MODEL_CACHE = "INSTRUCTPT_MODEL_CACHE"
+"""Folder for models from a store, shared by the workers of a node; by default each worker has its own."""
 
 _LOOK_SECONDS = 0.1
 _REPORT_SECONDS = 1.0
@@ -70,7 +74,7 @@ def run(spec: RunSpec, ctx: WorkerContext) -> None:
                     made = generator.make(parts[claim.shard], progress, _watch(ctx, renewal))
                     path = _write(made, ctx.scratch, claim)
                 record = {"counts": made.counts, "examples": list(made.examples), "model": generator.digest}
-                ledger.commit(claim, path, record)
+                won = ledger.commit(claim, path, record)
                 path.unlink(missing_ok=True)
             except BaseException as error:
                 with contextlib.suppress(StorageError):
@@ -79,7 +83,7 @@ def run(spec: RunSpec, ctx: WorkerContext) -> None:
                     raise
                 log.info("gave up micro-shard %s", claim.shard)
             else:
-                progress.commit(ledger.num_committed, made)
+                progress.commit(ledger.num_committed, made.counts if won else {})
             if ctx.stop.is_set():
                 return
     progress.shards(ledger.num_committed)
@@ -141,7 +145,8 @@ class _Generator:
             raise ConfigError(
                 f"strategy {run.strategy} needs a model", field="synthesizer.model", fix="name one, or use mined"
             )
-        self._folder = fetch_model(run.model, self._scratch / "models")
+        cache = os.environ.get(MODEL_CACHE)
+        self._folder = fetch_model(run.model, Path(cache) if cache else self._scratch / "models")
         check_context(self._folder, run.settings.sampling.context_window)
         check_tokenizer(self._work.recipe.profile, load_tokenizer(self._folder), model=run.model.uri)
         self.digest = model_digest(self._folder)
@@ -232,9 +237,9 @@ class _Report:
         """So many micro-shards are committed."""
         self._progress.update(done=done)
 
-    def commit(self, done: int, made: MicroShard) -> None:
-        """A micro-shard of this worker's was committed."""
-        self._counts.update(made.counts)
+    def commit(self, done: int, counts: Mapping[str, int]) -> None:
+        """A micro-shard was made; ``counts`` are empty where another worker's commit was first."""
+        self._counts.update(counts)
         self._progress.update(done=done, counts={name: self._counts[name] for name in _COUNTS})
         self._rate(0)
 

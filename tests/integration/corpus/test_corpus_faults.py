@@ -235,12 +235,15 @@ def test_a_name_that_is_not_utf8(tmp_path, corpus):
         corpus(tmp_path / "in").run()
 
 
-def test_an_output_with_other_settings_is_not_overwritten(one_file):
-    job = one_file([GOOD])
-    job.inspect()
+def test_another_spec_is_inspected_again_and_the_same_one_is_not(one_file):
+    job = one_file([GOOD] * 7)
+    first = job.inspect()
+    assert job.inspect() == first
     job.per_shard = 3
-    with pytest.raises(ConfigError, match="inspected with other settings"):
-        job.run()
+    second = job.inspect()
+    assert second.counts["documents"] == first.counts["documents"] == 7
+    assert second.digest != first.digest
+    assert job.inspect() == second
 
 
 LINE = st.one_of(

@@ -109,8 +109,9 @@ def make_model(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
         speeds = [{"step": i, "tokens_per_second": 9000 + i % 7 * 40} for i in range(len(losses))]
         (folder / "throughput.jsonl").write_text("".join(json.dumps(line) + "\n" for line in speeds))
         manifest = Manifest(
-            kind="model", code_version="test", settings={"sequence_length": context}, files=files,
-            counts={"tokens": 800 * steps, "steps": steps},
+            kind="model", code_version="test", settings={"sequenceLength": context}, files=files,
+            counts={"tokens": 800 * steps, "steps": steps, "unique_documents": 4 * steps},
+            extra={"receipt": [{"name": "raw", "tokens": 800 * steps, "unique_documents": 4 * steps, "passes": 1.5}]},
         )  # fmt: skip
         return ResolvedInput(uri=str(folder), digest=publish_manifest(open_store(str(folder)), manifest))
 

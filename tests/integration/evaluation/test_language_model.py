@@ -85,7 +85,7 @@ def test_prompts_give_up_examples_before_the_document_and_never_the_question(lm:
 
 def test_the_context_is_what_was_trained_else_what_the_config_says(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 4096}')
-    assert context_length(tmp_path, {"sequence_length": 512}) == 512
+    assert context_length(tmp_path, {"sequenceLength": 512}) == 512
     assert context_length(tmp_path) == 2048
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json"):

@@ -86,6 +86,8 @@ def test_a_whole_run(stages: list[StageOutput], context: Context, tmp_path: Path
     for arm in data["arms"].values():
         assert arm["train_tokens"] == 16_000
         assert arm["train_steps"] == 20
+        assert (arm["unique_documents"], arm["repeats"]) == (80, 1.5)
+        assert arm["parameters"] == 400 * 48 * 2 + 2 * (4 * 48 * 48 + 3 * 48 * 96 + 2 * 48) + 48
         assert set(arm["metrics"]["bits-per-byte"]) >= {"value", "stderr", "n"}
     assert set(data["untrained"]["metrics"]) == {"bits-per-byte", "answer-bits-per-byte", "qa-exact-match"}
     assert set(data["majority"]["metrics"]) == {"qa-exact-match"}

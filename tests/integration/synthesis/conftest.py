@@ -12,4 +12,4 @@ import synthesis_support as support
 def synthesizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 100 K-parameter Llama that answers every document with two pairs."""
     pytest.importorskip("torch")
-    return support.make_model(tmp_path_factory.mktemp("synthesizer"), steps=120)
+    return support.make_model(tmp_path_factory.mktemp("synthesizer"), steps=400)

@@ -25,7 +25,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> ResolvedInput:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(corpus: ResolvedInput, tmp_path_factory: pytest.TempPathFactory, synthesizer: Path) -> dict[str, object]:
+def undisturbed(
+    corpus: ResolvedInput, tmp_path_factory: pytest.TempPathFactory, synthesizer: Path
+) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("undisturbed")
     mined = support.make_spec(corpus, folder / "mined")
     model = support.make_spec(corpus, folder / "model", model=synthesizer, settings=SMALL)
@@ -76,9 +78,7 @@ def test_real_processes_killed_at_random_writes(
 
 
 @pytest.mark.slow
-def test_two_workers_at_once_one_of_them_killed(
-    tmp_path: Path, synthesizer: Path
-) -> None:
+def test_two_workers_at_once_one_of_them_killed(tmp_path: Path, synthesizer: Path) -> None:
     corpus = support.make_corpus(tmp_path, support.sentences(24), per_shard=2)
     spec = support.make_spec(corpus, tmp_path / "out", model=synthesizer, settings=SMALL, parallelism=2)
     workers = [support.start_driver(spec, tmp_path, "a"), support.start_driver(spec, tmp_path, "b", "6", "before")]
@@ -91,7 +91,9 @@ def test_two_workers_at_once_one_of_them_killed(
     assert support.fingerprint(spec) == support.fingerprint(alone)
 
 
-def test_two_workers_share_the_micro_shards(corpus: ResolvedInput, tmp_path: Path, undisturbed: dict[str, object]) -> None:
+def test_two_workers_share_the_micro_shards(
+    corpus: ResolvedInput, tmp_path: Path, undisturbed: dict[str, object]
+) -> None:
     spec = support.make_spec(corpus, tmp_path / "out", parallelism=2)
     workers = [support.start_driver(spec, tmp_path, name) for name in ("a", "b")]
     for process in workers:
@@ -101,7 +103,9 @@ def test_two_workers_share_the_micro_shards(corpus: ResolvedInput, tmp_path: Pat
     assert support.fingerprint(spec) == undisturbed["mined"]
 
 
-def test_a_worker_that_is_told_to_stop_leaves_at_once(corpus: ResolvedInput, tmp_path: Path, undisturbed: dict[str, object]) -> None:
+def test_a_worker_that_is_told_to_stop_leaves_at_once(
+    corpus: ResolvedInput, tmp_path: Path, undisturbed: dict[str, object]
+) -> None:
     spec = support.make_spec(corpus, tmp_path / "out")
     process = support.start_driver(spec, tmp_path, "w")
     assert process.stdout is not None

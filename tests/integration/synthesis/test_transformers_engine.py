@@ -86,7 +86,9 @@ def test_greedy_completions_are_those_of_generate(random_model: Path, concurrenc
 def test_sampling_is_a_function_of_the_seed(random_model: Path) -> None:
     asked = requests(6, temperature=1.0, top_p=0.9)
     assert ask(random_model, asked) == ask(random_model, asked)
-    other = [GenerationRequest(prompt_ids=r.prompt_ids, max_tokens=39, temperature=1.0, seed=r.seed + 99) for r in asked]
+    other = [
+        GenerationRequest(prompt_ids=r.prompt_ids, max_tokens=39, temperature=1.0, seed=r.seed + 99) for r in asked
+    ]
     assert [c.token_ids[:5] for c in ask(random_model, asked)] != [c.token_ids[:5] for c in ask(random_model, other)]
 
 
@@ -127,7 +129,9 @@ def test_the_fast_decoder_agrees_with_the_model(tmp_path: Path, shape: dict[str,
         decoder.drop(0)
         lanes = [lanes[2], lanes[1]]
         got = decoder.step([7, 8])
-        wanted = torch.stack([model(torch.tensor([[*ids, t]])).logits[0, -1] for ids, t in zip(lanes, (7, 8), strict=True)])
+        wanted = torch.stack(
+            [model(torch.tensor([[*ids, t]])).logits[0, -1] for ids, t in zip(lanes, (7, 8), strict=True)]
+        )
         assert torch.allclose(got, wanted, atol=1e-3, rtol=1e-3)
 
 

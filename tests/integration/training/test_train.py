@@ -1,14 +1,27 @@
 from __future__ import annotations
 
-import logging
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import instructpt
+from instructpt.api.runspec import InitRun, ResolvedInput
+from instructpt.api.v1alpha1.trainingjob import CheckpointSpec, DeepSpeed, Optimizer
+from instructpt.corpus.manifest import load_manifest
+from instructpt.errors import ConfigError, TrainingError
+from instructpt.storage import open_store
+from instructpt.storage.models import fetch_model
 from instructpt.telemetry.context import WorkerContext
 from instructpt.training import entry
 
 pytestmark = pytest.mark.deepspeed
+
+# Fixed seed, spec, text and code: the losses of a small run. A change of packing, order, model or optimizer shows here.
+GOLDEN = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
 
 
 def ctx(folder: Path) -> WorkerContext:
@@ -16,11 +29,176 @@ def ctx(folder: Path) -> WorkerContext:
     return WorkerContext(worker_id="w", scratch=folder)
 
 
-def test_train_and_export(train_spec, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    spec = train_spec()
-    entry.run(spec, ctx(tmp_path / "s"))
-    result = entry.finalize(spec, ctx(tmp_path / "s"))
+def trained(spec, scratch: Path):
+    entry.run(spec, ctx(scratch))
+    result = entry.finalize(spec, ctx(scratch))
     assert result.missing == 0
-    print(result)
-    print([str(p) for p in sorted((tmp_path/"out").rglob("*"))])
+    return result
+
+
+def process(spec, folder: Path, *actions: str, path: str = "/nonexistent") -> subprocess.CompletedProcess:
+    """A worker of its own, with no compiler on its PATH."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "runspec.json").write_text(spec.to_json())
+    script = Path(__file__).parent / "worker_process.py"
+    return subprocess.run(
+        [sys.executable, str(script), str(folder / "runspec.json"), str(folder / "scratch"), *actions],
+        env={
+            "PATH": path, "HOME": str(folder), "PYTHONPATH": str(Path(instructpt.__file__).parent.parent),
+            "INSTRUCTPT_THREADS": "2", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE",
+        },
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+
+
+def losses(output: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads():
+    before = os.environ.get("INSTRUCTPT_THREADS")
+    os.environ["INSTRUCTPT_THREADS"] = "2"
+    yield
+    if before is None:
+        del os.environ["INSTRUCTPT_THREADS"]
+    else:
+        os.environ["INSTRUCTPT_THREADS"] = before
+
+
+@pytest.fixture
+def undisturbed(train_spec, tmp_path):
+    output = tmp_path / "undisturbed"
+    return trained(train_spec(output), tmp_path / "s-undisturbed"), output
+
+
+def test_the_export_is_a_model_that_others_load(undisturbed, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result, output = undisturbed
+    assert result.counts["tokens"] == 5000
+    assert result.scores["final_loss"] < result.scores["first_loss"]
+    folder = fetch_model(ResolvedInput(uri=str(output), digest=result.digest), tmp_path / "cache")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    ids = tokenizer("the model reads", return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] == ids["input_ids"].shape[1] + 3
+    manifest = load_manifest(open_store(str(output)))
+    assert manifest.kind == "model"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "metrics.jsonl"} <= {
+        f.path for f in manifest.files
+    }
+    assert "throughput.jsonl" not in {f.path for f in manifest.files}
+    assert set(manifest.inputs) == {"tokenizer", "source:text"}
+    assert manifest.extra["receipt"][0]["tokens"] == 5000
+    assert (output / "model.safetensors").stat().st_mode & 0o044
+
+
+def test_losses_are_the_golden_ones(undisturbed):
+    assert losses(undisturbed[1]) == pytest.approx(GOLDEN, abs=1e-4)
+
+
+def test_the_same_run_gives_the_same_bytes_and_a_second_call_does_nothing(train_spec, undisturbed, tmp_path):
+    result, output = undisturbed
+    again = trained(train_spec(tmp_path / "again"), tmp_path / "s-again")
+    for file in load_manifest(open_store(str(output))).files:
+        assert (output / file.path).read_bytes() == (tmp_path / "again" / file.path).read_bytes()
+    before = (tmp_path / "again" / "throughput.jsonl").read_bytes()
+    assert trained(train_spec(tmp_path / "again"), tmp_path / "s-again") == again
+    assert (tmp_path / "again" / "throughput.jsonl").read_bytes() == before
+    assert again.scores == result.scores
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"micro_batch_rows": 8}, {"micro_batch_rows": 3}, {"deepspeed": DeepSpeed(zero_stage=0)}, {"deepspeed": DeepSpeed(zero_stage=3)}],
+    ids=["one-micro-batch", "uneven-micro-batches", "stage-0", "stage-3"],
+)  # fmt: skip
+def test_batching_and_sharding_do_not_change_the_losses(train_spec, tmp_path, changes):
+    output = tmp_path / "other"
+    trained(train_spec(output, **changes), tmp_path / "s")
+    assert losses(output) == pytest.approx(GOLDEN, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_undisturbed_without_a_compiler(train_spec, undisturbed, tmp_path):
+    spec = train_spec(tmp_path / "killed")
+    dead = process(spec, tmp_path / "p", "kill=6")
+    assert dead.returncode == -9, dead.stderr[-2000:]
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+    done = process(spec, tmp_path / "p")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "resuming after step 4" in done.stderr + done.stdout
+    for name in ("model.safetensors", "metrics.jsonl", "config.json", "README.md"):
+        assert (tmp_path / "killed" / name).read_bytes() == (undisturbed[1] / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_asked_to_leave_it_checkpoints_and_goes_on_from_there(train_spec, undisturbed, tmp_path):
+    spec = train_spec(tmp_path / "left")
+    left = process(spec, tmp_path / "p", "term=3")
+    assert left.returncode == 75, left.stderr[-2000:]
+    latest = json.loads((tmp_path / "left" / "checkpoints" / "LATEST").read_text())
+    assert 3 <= latest["step"] <= 4
+    state = tmp_path / "left" / "checkpoints" / f"step-{latest['step']}" / "state.safetensors"
+    assert state.stat().st_size > 0
+    trained(spec, tmp_path / "p" / "scratch")
+    assert (tmp_path / "left" / "model.safetensors").read_bytes() == (undisturbed[1] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_losses_of_one_and_go_on_with_one(train_spec, tmp_path):
+    spec = train_spec(tmp_path / "two", processes_per_node=2)
+    left = process(spec, tmp_path / "p", "term=4", path=os.environ["PATH"])
+    assert left.returncode == 75, left.stderr[-3000:]
+    done = json.loads((tmp_path / "two" / "checkpoints" / "LATEST").read_text())["step"]
+    assert 0 < done < 10
+    # The state is kept by name, so that another number of ranks can take it up.
+    trained(train_spec(tmp_path / "two"), tmp_path / "p" / "one")
+    assert losses(tmp_path / "two") == pytest.approx(GOLDEN, abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_names_step_and_rows(train_spec, tmp_path):
+    spec = train_spec(tmp_path / "nan", optimizer=Optimizer(learning_rate=10.0, epsilon=1e-30), gradient_clip=1e30)
+    poisoned = InitRun(config={**spec.train.init.config, "initializer_range": 1e30})
+    spec = train_spec(tmp_path / "nan", init=poisoned)
+    with pytest.raises(TrainingError, match=r"step 1 is (nan|inf).*rows are text:\d+"):
+        entry.run(spec, ctx(tmp_path / "s"))
+    assert not (tmp_path / "nan" / "model.safetensors").exists()
+
+
+def test_a_model_is_continued(train_spec, undisturbed, tmp_path):
+    result, output = undisturbed
+    init = InitRun(model=ResolvedInput(uri=str(output), digest=result.digest))
+    spec = train_spec(tmp_path / "on", init=init, tokenizer=ResolvedInput(uri=str(output)), seed=2)
+    continued = trained(spec, tmp_path / "s")
+    assert continued.scores["first_loss"] < result.scores["first_loss"] - 0.2
+    assert load_manifest(open_store(str(tmp_path / "on"))).inputs["init"] == result.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": 10**7}, "may be read 4 times"),
+        ({"sequence_length": 128}, "packed for 64 tokens"),
+        ({"init": InitRun(config={"model_type": "no-such"})}, "cannot make a model"),
+        ({"init": InitRun(config={"model_type": "llama", "max_position_embeddings": 32})}, "32 positions"),
+        ({"init": InitRun(model=ResolvedInput(uri="/no/such/model"))}, "does not exist"),
+        ({"tokenizer": ResolvedInput(uri="/no/such/tokenizer")}, "does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_written(train_spec, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        entry.run(train_spec(tmp_path / "bad", **changes), ctx(tmp_path / "s"))
+    assert not (tmp_path / "bad").exists()
+    assert entry.finalize(train_spec(tmp_path / "bad", **changes), ctx(tmp_path / "s")).missing == 1
+
+
+def test_a_checkpoint_of_another_spec_is_not_resumed(train_spec, undisturbed, tmp_path, caplog):
+    _, output = undisturbed
+    (output / "manifest.json").unlink()
+    spec = train_spec(output, seed=5, checkpoint=CheckpointSpec(every_steps=100))
+    trained(spec, tmp_path / "s")
+    assert "another spec" in caplog.text
+    assert losses(output)[0] != GOLDEN[0]

@@ -47,7 +47,9 @@ def test_an_unknown_argument_of_vllm_is_refused_with_what_comes_near() -> None:
     vllm_engine.check_args({"max_num_seqs": 8}, known)
 
 
-@pytest.mark.parametrize(("args", "field"), [({"dtype": "x"}, "engine.args.dtype"), ({"device": "tpu"}, "engine.args.device")])
+@pytest.mark.parametrize(
+    ("args", "field"), [({"dtype": "x"}, "engine.args.dtype"), ({"device": "tpu"}, "engine.args.device")]
+)
 def test_arguments_of_transformers_are_checked_before_the_model_is_read(args: dict[str, str], field: str) -> None:
     pytest.importorskip("torch")
     settings = EngineSettings(model=Path("nowhere"), spec=Engine(name="transformers", args=args), sampling=Sampling())

@@ -81,7 +81,8 @@ def test_a_document_without_pairs_stays_raw_and_the_next_starts_afresh() -> None
 
 
 @pytest.mark.parametrize(
-    "garbage", ["", " ", "\n\n", "</END>", "<QUE> a", "<QUE> <ANS> </END>", "\ufffd\x00", "<QUE> a <ANS> b <ANS> c </END>"]
+    "garbage",
+    ["", " ", "\n\n", "</END>", "<QUE> a", "<QUE> <ANS> </END>", "\ufffd\x00", "<QUE> a <ANS> b <ANS> c </END>"],
 )
 def test_garbage_gives_raw_documents_and_counts_what_it_dropped(garbage: str) -> None:
     made, _ = make(["a", "b"], lambda p: garbage)
@@ -127,9 +128,7 @@ def test_a_dead_engine_ends_the_micro_shard(error: Exception) -> None:
 
 
 def test_a_document_too_long_alone_is_raw_and_never_sent() -> None:
-    made, engine = make(
-        ["a", "x" * 500, "c"], good, sampling={"contextWindow": 300, "maxTokens": 50}, shots=3
-    )
+    made, engine = make(["a", "x" * 500, "c"], good, sampling={"contextWindow": 300, "maxTokens": 50}, shots=3)
     assert shots(made)["d1"].reason == "too-long"
     assert shots(made)["d1"].text == "x" * 500
     assert made.counts["raw_too_long"] == 1

@@ -1,0 +1,337 @@
+"""Engine ``openai`` against a real HTTP server in this process, which fails on request: real ones do not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthesis_support as support
+
+from instructpt.api.v1alpha1.synthesisjob import Engine, Sampling
+from instructpt.errors import ConfigError, EnvironmentNotReadyError, SynthesisError
+from instructpt.synthesis import openai_engine
+from instructpt.synthesis.engine import Completion, GenerationRequest, RequestFailedError, open_engine
+from instructpt.synthesis.openai_engine import OpenAIEngine
+
+Answer = tuple[int, dict[str, Any] | str, dict[str, str]]
+SAMPLING = Sampling(context_window=256, max_tokens=60)
+
+
+def completion(text: str = support.GOOD, reason: str = "stop") -> Answer:
+    return 200, {"choices": [{"text": text, "finish_reason": reason}]}, {}
+
+
+class Server:
+    """HTTP/1.1 on a loopback port; ``script`` answers each completion by its number."""
+
+    def __init__(self, script: Callable[[int, dict[str, Any]], Answer | None]) -> None:
+        self.script = script
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.holds_first = False
+        self._second = asyncio.Event()
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+        self.port = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Die: drop every connection."""
+        assert self._server is not None
+        self._server.close()
+        for writer in list(self._open):
+            writer.transport.abort()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                first, *lines = head.decode().split("\r\n")
+                headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines) if k}
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                answer = await self._answer(first, headers, body)
+                if answer is None:
+                    writer.transport.abort()
+                    return
+                status, content, extra = answer
+                data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+                more = "".join(f"{k}: {v}\r\n" for k, v in extra.items())
+                writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(data)}\r\n{more}\r\n".encode() + data)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
+            self._open.discard(writer)
+            writer.close()
+
+    async def _answer(self, first: str, headers: dict[str, str], body: bytes) -> Answer | None:
+        self.headers.append(headers)
+        if first.startswith("GET"):
+            return 200, {"data": [{"id": "served"}]}, {}
+        content = json.loads(body)
+        self.asked.append(content)
+        number = len(self.asked)
+        if number == 2:
+            self._second.set()
+        if self.holds_first and number == 1:
+            await self._second.wait()
+        return self.script(number, content)
+
+
+@asynccontextmanager
+async def serving(
+    script: Callable[[int, dict[str, Any]], Answer | None], folder: Path, **args: Any
+) -> AsyncIterator[tuple[Server, OpenAIEngine]]:
+    server = Server(script)
+    await server.start()
+    fast = {"backoff_seconds": 0.001, "max_attempts": 4, "timeout_seconds": 20}
+    spec = Engine(name="openai", endpoint=server.endpoint, args={**fast, **args})
+    engine = open_engine("openai", folder, spec, SAMPLING)
+    assert isinstance(engine, OpenAIEngine)
+    try:
+        async with engine:
+            yield server, engine
+    finally:
+        await server.stop()
+
+
+def request(engine: OpenAIEngine, number: int = 0) -> GenerationRequest:
+    ids = tuple(engine.tokenizer.encode(f"<s> <CON> {number} </CON>\n\n"))
+    return GenerationRequest(prompt_ids=ids, max_tokens=60, stop_ids=(engine.tokenizer.id_of("</s>"),), seed=5)
+
+
+def play(
+    script: Callable[[int, dict[str, Any]], Answer | None],
+    folder: Path,
+    scene: Callable[[Server, OpenAIEngine], Awaitable[Any]],
+    **args: Any,
+) -> Any:
+    async def main() -> Any:
+        async with serving(script, folder, **args) as (server, engine):
+            return await scene(server, engine)
+
+    return asyncio.run(main())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    found = tmp_path_factory.mktemp("tokenizer")
+    support.make_tokenizer(found)
+    return found
+
+
+async def once(server: Server, engine: OpenAIEngine) -> tuple[Completion, Server]:
+    return await engine.generate(request(engine)), server
+
+
+def test_prompts_go_as_token_ids_and_text_comes_back(folder: Path) -> None:
+    found, server = play(lambda n, body: completion(), folder, once)
+    assert (found.text, found.finish_reason, found.attempts) == (support.GOOD, "stop", 1)
+    (body,) = server.asked
+    assert body["prompt"][0] == 0
+    assert {k: body[k] for k in ("model", "max_tokens", "temperature", "seed", "stop")} == {
+        "model": "served",
+        "max_tokens": 60,
+        "temperature": 0.0,
+        "seed": 5,
+        "stop": ["</s>"],
+    }
+    found, _ = play(lambda n, body: completion("x", "length"), folder, once)
+    assert found.finish_reason == "length"
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_transient_failures_are_retried_and_counted(folder: Path, status: int) -> None:
+    found, _ = play(lambda n, body: completion() if n == 3 else (status, "later", {}), folder, once)
+    assert found.attempts == 3
+
+
+def test_a_dropped_connection_is_retried(folder: Path) -> None:
+    found, _ = play(lambda n, body: completion() if n == 2 else None, folder, once)
+    assert found.attempts == 2
+
+
+def test_the_server_is_waited_for_as_long_as_it_asks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await real(0)
+
+    monkeypatch.setattr(openai_engine.asyncio, "sleep", sleep)
+    found, _ = play(lambda n, body: completion() if n == 2 else (429, "", {"retry-after": "7"}), folder, once)
+    assert found.attempts == 2
+    assert [seconds for seconds in slept if seconds][0] >= 7
+    assert openai_engine._retry_after({"retry-after": "86400"}) == openai_engine.MAX_WAIT_SECONDS
+    assert openai_engine._retry_after({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) == 0
+
+
+def test_a_request_that_always_fails_fails_alone(folder: Path) -> None:
+    def script(number: int, body: dict[str, Any]) -> Answer:
+        return (500, "broken", {}) if body["prompt"] == poison else completion()
+
+    poison: list[int] = []
+
+    async def scene(server: Server, engine: OpenAIEngine) -> list[Any]:
+        poison.extend(request(engine, 2).prompt_ids)
+        return await asyncio.gather(*(engine.generate(request(engine, n)) for n in range(5)), return_exceptions=True)
+
+    found = play(script, folder, scene)
+    assert [isinstance(x, Completion) for x in found] == [True, True, False, True, True]
+    assert isinstance(found[2], RequestFailedError)
+    assert found[2].attempts == 4
+
+
+@pytest.mark.parametrize("answer", [(400, "too long", {}), (200, {"choices": []}, {}), (200, {"choices": "x"}, {})])
+def test_a_refused_request_is_not_repeated(folder: Path, answer: Answer) -> None:
+    async def scene(server: Server, engine: OpenAIEngine) -> int:
+        with pytest.raises(SynthesisError) as caught:
+            await engine.generate(request(engine))
+        assert not caught.value.retryable
+        return len(server.asked)
+
+    assert play(lambda n, body: answer, folder, scene) == 1
+
+
+def test_an_answer_that_is_no_json_is_retried(folder: Path) -> None:
+    found, _ = play(lambda n, body: completion() if n == 2 else (200, "<html>", {}), folder, once)
+    assert found.attempts == 2
+
+
+def test_a_server_that_dies_and_returns_loses_nothing(folder: Path) -> None:
+    async def scene(server: Server, engine: OpenAIEngine) -> list[Completion]:
+        first = await engine.generate(request(engine))
+        await server.stop()
+        waiting = [asyncio.ensure_future(engine.generate(request(engine, n))) for n in range(4)]
+        await asyncio.wait(waiting, timeout=0.05)
+        assert not any(task.done() for task in waiting)
+        await server.start()
+        return [first, *await asyncio.gather(*waiting)]
+
+    found = play(lambda n, body: completion(), folder, scene, max_attempts=40, backoff_seconds=0.02)
+    assert [c.text for c in found] == [support.GOOD] * 5
+    assert sum(c.attempts for c in found) > 5
+
+
+def test_a_server_that_stays_away_is_the_environments_fault(folder: Path) -> None:
+    async def scene(server: Server, engine: OpenAIEngine) -> None:
+        await server.stop()
+        with pytest.raises(EnvironmentNotReadyError, match="after 4 attempts; start the server"):
+            await engine.generate(request(engine))
+        await server.start()
+
+    play(lambda n, body: completion(), folder, scene)
+
+
+def test_an_overloaded_server_is_the_environments_fault(folder: Path) -> None:
+    async def scene(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(EnvironmentNotReadyError, match="status 503"):
+            await engine.generate(request(engine))
+
+    play(lambda n, body: (503, "", {}), folder, scene)
+
+
+@pytest.mark.parametrize(("status", "match"), [(401, "INSTRUCTPT_OPENAI_API_KEY"), (404, "engine.args.model")])
+def test_wrong_settings_are_named(folder: Path, status: int, match: str) -> None:
+    async def scene(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(ConfigError, match=match):
+            await engine.generate(request(engine))
+
+    play(lambda n, body: (status, "", {}), folder, scene)
+
+
+def test_the_key_is_sent_and_never_shown(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv(openai_engine.KEY, "from-environment")
+    _, server = play(lambda n, body: completion(), folder, once)
+    assert server.headers[-1]["authorization"] == "Bearer from-environment"
+    path = tmp_path / "key"
+    path.write_text("from-file\n")
+    monkeypatch.setenv(openai_engine.KEY_FILE, str(path))
+
+    async def scene(server: Server, engine: OpenAIEngine) -> None:
+        with pytest.raises(ConfigError) as caught:
+            await engine.generate(request(engine))
+        assert "from-file" not in str(caught.value)
+        assert server.headers[-1]["authorization"] == "Bearer from-file"
+
+    play(lambda n, body: (403, "", {}), folder, scene)
+    assert "from-environment" not in caplog.text
+    assert "from-file" not in caplog.text
+    path.unlink()
+    with pytest.raises(ConfigError, match=openai_engine.KEY_FILE):
+        openai_engine._api_key()
+
+
+@pytest.mark.parametrize(
+    ("args", "field"),
+    [
+        ({"temprature": 1}, "engine.args.temprature"),
+        ({"max_attempts": "4"}, "engine.args.max_attempts"),
+        ({"max_attempts": 0}, "engine.args.max_attempts"),
+        ({"timeout_seconds": True}, "engine.args.timeout_seconds"),
+    ],
+)
+def test_arguments_are_checked(folder: Path, args: dict[str, Any], field: str) -> None:
+    spec = Engine(name="openai", endpoint="http://127.0.0.1:9/v1", args=args)
+    with pytest.raises(ConfigError, match=field):
+        open_engine("openai", folder, spec, SAMPLING)
+
+
+def test_an_endpoint_without_a_scheme_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.endpoint='server:8000'"):
+        open_engine("openai", folder, Engine(name="openai", endpoint="server:8000"), SAMPLING)
+
+
+def test_a_whole_stage_over_a_server_that_stumbles(tmp_path: Path, synthesizer: Path) -> None:
+    """Every fifth request fails once; the same verdicts as with the model in this process."""
+    import threading
+
+    from instructpt.synthesis import worker
+
+    texts = support.sentences(12)
+    corpus = support.make_corpus(tmp_path, texts, per_shard=4)
+    statuses: Counter[int] = Counter()
+
+    def script(number: int, body: dict[str, Any]) -> Answer:
+        status = {0: 500, 5: 429}.get(number % 10, 200)
+        statuses[status] += 1
+        return completion() if status == 200 else (status, "", {})
+
+    server, loop = Server(script), asyncio.new_event_loop()
+    server.holds_first = True  # the first is answered only when a second is under way: one at a time would hang
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result(30)
+        engine = {"name": "openai", "endpoint": server.endpoint, "concurrency": 4, "args": {"backoff_seconds": 0.001}}
+        settings = {"sampling": {"contextWindow": 512, "maxTokens": 60}, "engine": engine, "shots": 2}
+        spec = support.make_spec(corpus, tmp_path / "out", model=synthesizer, settings=settings)
+        result = support.run_stage(spec, tmp_path / "s")
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+    assert result.counts["augmented"] == 12
+    assert result.counts["retries"] == statuses[500] + statuses[429] > 0
+    assert worker.finalize(spec.finalizer(), support.context(tmp_path / "s")) == result
