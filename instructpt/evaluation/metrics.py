@@ -1,13 +1,9 @@
-"""What is measured: one table of metrics with their directions and units, and the checks of what a spec names."""
+"""What is measured: one table of metrics with their directions and units."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-from instructpt.api.v1alpha1.evaluationjob import DEFAULT_TASKS, EvaluationSettings
-from instructpt.errors import ConfigError
 
 Direction = Literal["lower", "higher"]
 
@@ -81,44 +77,3 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
-
-
-def check_tasks(names: Sequence[str]) -> None:
-    """Refuse tasks that nothing here can measure.
-
-    Raises:
-        ConfigError: A name is unknown, or stands there twice.
-    """
-    for index, name in enumerate(names):
-        if name not in DEFAULT_TASKS:
-            raise ConfigError(
-                "is not a known task",
-                field=f"spec.evaluation.tasks[{index}]",
-                value=name,
-                fix=f"use {', '.join(DEFAULT_TASKS)}",
-            )
-        if name in names[:index]:
-            raise ConfigError(
-                "stands there twice", field=f"spec.evaluation.tasks[{index}]", value=name, fix="name it once"
-            )
-
-
-def check_gate(settings: EvaluationSettings, baseline: str | None) -> None:
-    """Refuse a gate that could never be judged.
-
-    Raises:
-        ConfigError: Its metric is not measured, or there is no baseline to gain on.
-    """
-    if settings.gate is None:
-        return
-    if settings.gate.metric not in settings.tasks:
-        raise ConfigError(
-            "is not among the tasks that are measured",
-            field="spec.evaluation.gate.metric",
-            value=settings.gate.metric,
-            fix=f"use one of {', '.join(settings.tasks)}, or add it to tasks",
-        )
-    if baseline is None:
-        raise ConfigError(
-            "a gate needs a baseline to gain on", field="spec.baseline", value=baseline, fix="name one of the models"
-        )

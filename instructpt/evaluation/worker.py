@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from instructpt.api.checks import check_gate, check_tasks
 from instructpt.api.runspec import EvaluatedModel, EvaluateRun, RunSpec, StageResult
 from instructpt.corpus.document import Document
 from instructpt.corpus.manifest import MANIFEST, digest_of, load_manifest
 from instructpt.errors import ConfigError, EnvironmentNotReadyError
 from instructpt.evaluation.evaluation_set import EvaluationSet, build_evaluation_set, describe
-from instructpt.evaluation.metrics import CHANCE, MAJORITY, UNTRAINED, check_gate, check_tasks
+from instructpt.evaluation.metrics import CHANCE, MAJORITY, UNTRAINED
 from instructpt.evaluation.results import result_key
 from instructpt.storage import Store, open_store
 from instructpt.telemetry.context import WorkerContext

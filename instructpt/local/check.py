@@ -100,4 +100,3 @@ def _readable(field: str, uri: str, access: Access) -> Row:
     except InstructPTError as error:
         return Row(what=field, ok=False, found=uri, fix=str(error))
     return Row(what=field, ok=True, found=f"{uri} readable, credentials: {describe_access(uri, access=access)}")
-

@@ -69,6 +69,8 @@ class WorkerProcess:
             "INSTRUCTPT_PARENT_PID": str(os.getpid()),
             "INSTRUCTPT_THREADS": str(threads),
             "OMP_NUM_THREADS": str(threads),
+            # Threads that wait must not spin: on a busy machine spinning makes two threads slower than one.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",
         }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from instructpt.api.checks import check_gate, check_tasks
 from instructpt.api.runspec import EvaluatedModel, EvaluateRun, ResolvedInput
-from instructpt.api.v1alpha1.evaluationjob import DEFAULT_TASKS, EvaluationJobSpec, EvaluationSettings
-from instructpt.errors import ConfigError
+from instructpt.api.v1alpha1.evaluationjob import EvaluationJobSpec, EvaluationSettings
 from instructpt.plan.builder import PlanBuilder, resolve
 
 
@@ -21,6 +21,7 @@ def plan_evaluation(
 ) -> ResolvedInput | None:
     """The measurement and its finishing task; ``models`` holds what the caller resolves, by index."""
     check_tasks(spec.tasks)
+    check_gate(spec, spec.baseline)
     places = [
         models[i] if models is not None and i in models else resolve(m, f"spec.models[{i}]")
         for i, m in enumerate(spec.models)
@@ -41,15 +42,3 @@ def plan_evaluation(
     return builder.add(
         step, "evaluate", output=spec.storage, section=section, waits_for=waits_for, resources=spec.resources
     )
-
-
-def check_tasks(tasks: tuple[str, ...]) -> None:
-    """Refuse tasks that nothing here can measure, before anything is spent."""
-    for index, task in enumerate(tasks):
-        if task not in DEFAULT_TASKS:
-            raise ConfigError(
-                "is not a known task",
-                field=f"spec.evaluation.tasks[{index}]",
-                value=task,
-                fix=f"use {', '.join(DEFAULT_TASKS)}; tasks of lm-eval are not supported yet",
-            )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from instructpt.api.base import Input, ObjectMeta, ObjectRef
+from instructpt.api.checks import check_gate, check_tasks
 from instructpt.api.runspec import ReportRun, ResolvedInput, StageOutput
 from instructpt.api.v1alpha1 import Corpus, EvaluationJob, InstructionPretraining, SynthesisJob, TrainingJob
 from instructpt.api.v1alpha1.corpus import CorpusSource, CorpusSpec
@@ -24,7 +25,7 @@ from instructpt.api.v1alpha1.trainingjob import (
 from instructpt.errors import ConfigError
 from instructpt.plan.builder import PlanBuilder
 from instructpt.plan.corpus import plan_corpus
-from instructpt.plan.evaluation import check_tasks, plan_evaluation
+from instructpt.plan.evaluation import plan_evaluation
 from instructpt.plan.naming import arm_step, below, child_name
 from instructpt.plan.synthesis import plan_synthesis
 from instructpt.plan.training import DEFAULT_TINY_VOCABULARY, plan_training
@@ -67,6 +68,7 @@ def children(pipeline: InstructionPretraining) -> tuple[PlannedChild, ...]:
 def plan_pipeline(builder: PlanBuilder, pipeline: InstructionPretraining, *, sample: int | None = None) -> None:
     """Stages of all children and of the report; with ``sample`` only up to a synthesis of so many documents."""
     check_tasks(pipeline.spec.evaluation.tasks)
+    check_gate(pipeline.spec.evaluation, _baseline(pipeline))
     done: dict[str, ResolvedInput | None] = {}
     for child in children(pipeline):
         builder.owner = (child.object.kind, child.object.metadata.name)

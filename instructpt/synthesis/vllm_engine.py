@@ -132,7 +132,13 @@ class VllmEngine(BaseEngine):
 def _vllm() -> Any:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    return require("vllm", needed_by="engine vllm", command=INSTALL)
+    try:
+        import vllm
+    except ImportError as error:
+        raise EnvironmentNotReadyError(
+            f"engine vllm needs vllm, which cannot be imported ({error})", fix=INSTALL
+        ) from error
+    return vllm
 
 
 def create(settings: EngineSettings) -> VllmEngine:

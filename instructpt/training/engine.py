@@ -77,7 +77,7 @@ def start(device: torch.device, ranks: Ranks) -> None:
             f"training needs deepspeed, which cannot be imported ({error})", fix="pip install 'instructpt[training]'"
         ) from error
     for handler in logging.getLogger("DeepSpeed").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if type(handler) is logging.StreamHandler:
             handler.setStream(sys.stderr)  # stdout is data
     if device.type == "cpu" and not _prebuilt(_SHM):
         deepspeed.ops.__compatible_ops__[_SHM] = False

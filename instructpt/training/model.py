@@ -37,16 +37,22 @@ def build_model(
     fields = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
     fields.setdefault("max_position_embeddings", length)
     try:
-        named = {**fields, "vocab_size": vocab_size, **special}
-        made = AutoConfig.for_model(config.get("model_type", "llama"), **named)
-        check_positions(made, length)
-        torch.manual_seed(seed)
+        made = AutoConfig.for_model(config.get("model_type", "llama"), **fields | {"vocab_size": vocab_size} | special)
+    # Each kind of mistake in a config has an exception of its own there.
+    except Exception as error:
+        raise _unusable(error) from error
+    check_positions(made, length)
+    torch.manual_seed(seed)
+    try:
         model = AutoModelForCausalLM.from_config(made, attn_implementation="sdpa", dtype=torch.float32)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"transformers cannot make a model of it: {error}", field="init.config", fix="correct the config"
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _unusable(error) from error
     return cast("nn.Module", model)
+
+
+def _unusable(error: Exception) -> ConfigError:
+    text = " ".join(str(error).split())
+    return ConfigError(f"transformers cannot make a model of it: {text}", field="init.config", fix="correct the config")
 
 
 def load_model(folder: Path, *, vocab_size: int, length: int) -> nn.Module:

@@ -17,7 +17,14 @@ class Gate(ApiModel):
     """When the answer to "did it help?" is yes."""
 
     metric: Annotated[str, Field(max_length=63, description="Metric that decides.")]
-    min_delta: Annotated[float, Field(default=0.0, alias="minDelta", description="Least gain over the baseline.")] = 0.0
+    min_delta: Annotated[
+        float,
+        Field(
+            default=0.0,
+            alias="minDelta",
+            description="Least gain over the baseline; its 95 % interval must exclude no gain.",
+        ),
+    ] = 0.0
 
 
 class EvaluationSettings(ApiModel):

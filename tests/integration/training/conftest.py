@@ -93,9 +93,9 @@ def tiny(tmp_path_factory) -> Prepared:
     )
 
 
-@pytest.fixture
-def train_spec(tiny, tmp_path):
-    def make(output: Path | None = None, **changes: Any) -> RunSpec:
+@pytest.fixture(scope="session")
+def train_spec(tiny):
+    def make(output: Path, **changes: Any) -> RunSpec:
         fields: dict[str, Any] = {
             "objective": "Pretraining",
             "init": InitRun(config=CONFIG),
@@ -115,6 +115,6 @@ def train_spec(tiny, tmp_path):
             "checkpoint": CheckpointSpec(every_steps=4, keep=2),
             "seed": 1,
         }
-        return runspec(output or tmp_path / "out", verb="train", train=TrainRun(**{**fields, **changes}))
+        return runspec(output, verb="train", train=TrainRun(**{**fields, **changes}))
 
     return make
