@@ -14,8 +14,8 @@ import yaml
 
 TINY = {
     "config": {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": 32,
-        "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": 64,
+        "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
         "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
     }
 }  # fmt: skip
@@ -75,8 +75,8 @@ def write_corpus(path: Path, documents: int) -> None:
 def pipeline(folder: Path, *, storage: str | None = None, **spec: Any) -> Path:
     """Write a small but whole pipeline, with a tuned synthesizer and two arms, and return its file."""
     training = {
-        "init": TINY, "tokenizer": {"train": {"vocabSize": 400}}, "tokens": 6000, "sequenceLength": 128,
-        "globalBatchRows": 8, "microBatchRows": 8, "maxRepeats": 20, "checkpoint": {"everySteps": 2},
+        "init": TINY, "tokenizer": {"train": {"vocabSize": 400}}, "tokens": 20_000, "sequenceLength": 128,
+        "globalBatchRows": 8, "microBatchRows": 8, "maxRepeats": 20, "checkpoint": {"everySteps": 60},
     }  # fmt: skip
     body = {
         "storage": {"uri": storage or "runs/small/data"},
@@ -86,11 +86,12 @@ def pipeline(folder: Path, *, storage: str | None = None, **spec: Any) -> Path:
         "synthesis": {
             "synthesizer": {
                 "tune": {
-                    "init": TINY, "tokenizer": {"train": {"vocabSize": 400}}, "tokens": 6000, "sequenceLength": 128,
-                    "globalBatchRows": 8, "microBatchRows": 8,
+                    "init": TINY, "tokenizer": {"train": {"vocabSize": 400}}, "tokens": 100_000, "sequenceLength": 256,
+                    "globalBatchRows": 2, "microBatchRows": 2,
+                    "optimizer": {"learningRate": 0.005},
                 }
             },
-            "shots": 2, "sampling": {"maxTokens": 12, "contextWindow": 512}, "engine": {"name": "transformers"},
+            "shots": 2, "sampling": {"maxTokens": 48, "contextWindow": 512}, "engine": {"name": "transformers"},
             "leaseSeconds": 5,
         },
         "training": training,

@@ -80,7 +80,7 @@ class TokenizerRun(ApiModel):
 
     source: PreparedSource
     vocab_size: int
-    special_tokens: tuple[str, ...] = ()
+    profile: str | None = None
 
 
 class PackRun(ApiModel):

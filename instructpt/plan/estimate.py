@@ -23,7 +23,7 @@ FILL = 0.97
 OPTIMIZER_BYTES_PER_PARAMETER = 16
 """fp32: 4 weights, 4 gradients, 8 AdamW moments; bf16 with fp32 masters comes to the same."""
 
-CPU_FLOPS_PER_CORE = 12e9
+CPU_FLOPS_PER_CORE = 20e9
 GPU_FLOPS = 150e12
 INSPECT_BYTES_PER_SECOND = 20e6
 MINED_DOCUMENTS_PER_SECOND = 500.0

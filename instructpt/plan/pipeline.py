@@ -220,8 +220,11 @@ def _tokenizer(
         wanted = TokenizerSpec(train=TokenizerTrain(vocab_size=DEFAULT_TINY_VOCABULARY))
     if wanted is None or wanted.train is None or wanted.train.corpus is not None:
         return wanted
+    synthesizer = pipeline.spec.synthesis.synthesizer
+    profile = wanted.train.profile or (synthesizer.profile if synthesizer and synthesizer.tune else None)
     corpus = Input(ref=_ref(pipeline, "Corpus", STEP_CORPUS))
-    return TokenizerSpec(train=wanted.train.model_copy(update={"corpus": corpus, "split": "train"}))
+    update = {"corpus": corpus, "split": "train", "profile": profile}
+    return TokenizerSpec(train=wanted.train.model_copy(update=update))
 
 
 def _synthesis(pipeline: InstructionPretraining) -> PlannedChild:

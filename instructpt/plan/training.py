@@ -147,7 +147,9 @@ def _plan_tokenizer(
             if place is None
             else PreparedSource(name="tokenizer", format="corpus", split=wanted.train.split, **dict(place))
         )
-    section = None if source is None else TokenizerRun(source=source, vocab_size=wanted.train.vocab_size)
+    section = None
+    if source is not None:
+        section = TokenizerRun(source=source, vocab_size=wanted.train.vocab_size, profile=wanted.train.profile)
     place_ = None if section is None else _by_content(prepared, "tokenizer", builder, section)
     return builder.add(step, "tokenizer", output=place_, section=section, waits_for=waits_for), (step,)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,6 +77,8 @@ def start(device: torch.device, ranks: Ranks) -> None:
         raise EnvironmentNotReadyError(
             f"training needs deepspeed, which cannot be imported ({error})", fix="pip install 'instructpt[training]'"
         ) from error
+    # DeepSpeed 0.19 calls collectives of torch by their old names; nobody who reads a log can change that.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     for handler in logging.getLogger("DeepSpeed").handlers:
         if type(handler) is logging.StreamHandler:
             handler.setStream(sys.stderr)  # stdout is data

@@ -15,7 +15,7 @@ from instructpt.training.mixture import SourceReceipt
 CARD = "README.md"
 
 
-def write_model(model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Path, folder: Path, *, length: int) -> None:
+def write_model(model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Path, folder: Path) -> None:
     """Write ``config.json``, ``generation_config.json``, ``model.safetensors`` and the tokenizer's files.
 
     Equal weights give equal bytes. Large models are split as transformers does it, with an index.
@@ -25,8 +25,10 @@ def write_model(model: nn.Module, weights: Mapping[str, Tensor], tokenizer: Path
         weights: By name, in the type they are to be stored in.
         tokenizer: Folder with the tokenizer's files.
         folder: Made if it is not there.
-        length: Tokens of a row the model was trained on; written to the tokenizer's users in the config only.
     """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # it would be written into the worker's log
     folder.mkdir(parents=True, exist_ok=True)
     any_model = cast("Any", model)
     buffers = {n: b.detach().cpu() for n, b in model.named_buffers() if n in set(_persistent(model))}
@@ -61,8 +63,8 @@ def model_card(
         f"# Trained by instructpt: {section.objective}",
         "",
         f"{section.tokens:,} tokens in {steps:,} steps of {section.global_batch_rows} rows of "
-        f"{section.sequence_length}; loss {scores['first_loss']:.4f} at the first step, {scores['final_loss']:.4f} over "
-        "the last ten.",
+        f"{section.sequence_length} tokens.",
+        f"Loss: {scores['first_loss']:.4f} at the first step, {scores['final_loss']:.4f} over the last ten.",
         "",
         "| source | tokens | rows | unique documents | passes | digest |",
         "| --- | ---: | ---: | ---: | ---: | --- |",

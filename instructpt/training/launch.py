@@ -10,13 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import instructpt
 from instructpt import errors
 from instructpt.api.runspec import RunSpec, TrainRun
 from instructpt.errors import EnvironmentNotReadyError, InstructPTError, TrainingError
 from instructpt.telemetry.context import WorkerContext
 from instructpt.training.errors import Preempted
-from instructpt.training.rank import OUTCOME, PARENT, PROGRESS, RUNSPEC, STOP, WORKSPACE
+from instructpt.training.rank import OUTCOME, PARENT, PROGRESS, RUNSPEC, STOP, WORKSPACE, end_with_parent
 from instructpt.training.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -45,6 +44,7 @@ def launch(spec: RunSpec, workspace: Workspace, ctx: WorkerContext) -> None:
         stdin=subprocess.DEVNULL,
         env=environment(spec.train),
         start_new_session=True,
+        preexec_fn=end_with_parent,
     )
     try:
         code = _watch(child, folder, ctx)
@@ -86,7 +86,7 @@ def environment(section: TrainRun) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if k not in dropped}
     cores = int(os.environ.get("INSTRUCTPT_THREADS") or os.cpu_count() or 1)
     local = section.gpus_per_node or section.processes_per_node
-    root = str(Path(instructpt.__file__).parent.parent)
+    root = str(Path(errors.__file__).parents[1])
     env["PYTHONPATH"] = os.pathsep.join(p for p in (root, env.get("PYTHONPATH", "")) if p)
     env["OMP_NUM_THREADS"] = str(max(1, cores // local))
     env[PARENT] = str(os.getpid())
@@ -97,12 +97,12 @@ def environment(section: TrainRun) -> dict[str, str]:
 
 def _watch(child: subprocess.Popen[bytes], folder: Path, ctx: WorkerContext) -> int:
     while True:
+        if ctx.stop.is_set():
+            (folder / STOP).touch()
         try:
             return child.wait(timeout=_SECONDS)
         except subprocess.TimeoutExpired:
-            if ctx.stop.is_set():
-                (folder / STOP).touch()
-            _forward(folder / PROGRESS, ctx)
+            continue
         finally:
             _forward(folder / PROGRESS, ctx)
 

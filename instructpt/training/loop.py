@@ -297,9 +297,7 @@ class Trainer:
             folder = Path(self._workspace.scratch) / "export"
             shutil.rmtree(folder, ignore_errors=True)
             named = {name.removeprefix("model."): t.to(dtype) for name, t in weights.items()}
-            write_model(
-                module.model, named, Path(self._workspace.tokenizer), folder, length=self._section.sequence_length
-            )
+            write_model(module.model, named, Path(self._workspace.tokenizer), folder)
             record = self._record(recorder)
             self._publish(folder, recorder, record)
         engine.barrier()

@@ -37,7 +37,8 @@ def build_model(
     fields = {k: v for k, v in config.items() if k not in ("model_type", "architectures")}
     fields.setdefault("max_position_embeddings", length)
     try:
-        made = AutoConfig.for_model(config.get("model_type", "llama"), **fields | {"vocab_size": vocab_size} | special)
+        named = {**fields, "vocab_size": vocab_size, **special}
+        made = AutoConfig.for_model(config.get("model_type", "llama"), **named)
     # Each kind of mistake in a config has an exception of its own there.
     except Exception as error:
         raise _unusable(error) from error

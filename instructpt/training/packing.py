@@ -64,7 +64,7 @@ def pack(lengths: Ints, row_length: int, *, seed: str) -> Packing:
     shuffled = np.empty(num_bins, dtype=np.int64)
     shuffled[permutation(f"rows:{seed}", num_bins)] = np.arange(num_bins, dtype=np.int64)
     rows = shuffled[bins]
-    order = np.lexsort((starts, items, rows))
+    order = np.argsort(rows, kind="stable")  # pieces come in the order of their items
     row_pieces = np.zeros(num_bins + 1, dtype=np.int64)
     np.cumsum(np.bincount(rows, minlength=num_bins), out=row_pieces[1:])
     return Packing(
@@ -88,7 +88,9 @@ def _cut(lengths: Ints, row_length: int) -> tuple[Ints, Ints, Ints]:
 def _best_fit(pieces: Ints, row_length: int) -> tuple[Ints, int]:
     """The bin of each piece, and the number of bins."""
     bins = np.empty(len(pieces), dtype=np.int64)
-    order = np.argsort(-pieces, kind="stable")
+    # 16-bit keys are sorted by counting, in linear time.
+    keys = row_length - pieces
+    order = np.argsort(keys.astype(np.uint16) if row_length < 1 << 16 else keys, kind="stable")
     counts = np.bincount(pieces, minlength=row_length + 1)
     free = _Free(row_length)
     at = 0

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructpt.api.runspec import PackRun, RunSpec, StageResult
+from instructpt.api.runspec import PackRun, RunSpec, StageResult, TokenizerRun
 from instructpt.corpus.ledger import CommitRecord, Ledger
 from instructpt.corpus.manifest import MANIFEST, FileEntry, Manifest, ShardEntry, load_manifest, publish_manifest
 from instructpt.errors import ConfigError, StorageError, TrainingError
@@ -27,7 +27,7 @@ from instructpt.telemetry.context import WorkerContext
 from instructpt.training.encoder import TextEncoder
 from instructpt.training.files import TokenizerFolder, file_entries, tokenizer_folder
 from instructpt.training.sources import Source, SourceShard, resolve
-from instructpt.training.tokenizer import train_tokenizer
+from instructpt.training.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from instructpt.training.tokenizing import Tokenizing
 from instructpt.training.tokenshards import EXTENSION, counts_of, pack_items, token_type, write_shard
 
@@ -101,7 +101,7 @@ def _run_tokenizer(spec: RunSpec, output: Store, ctx: WorkerContext) -> None:
     source = resolve(section.source)
     folder = ctx.scratch / "tokenizer"
     texts = (part for shard in source.shards for text in source.texts(shard, ctx.scratch) for part, _ in text.parts)
-    trained = train_tokenizer(_counted(texts, ctx), folder, vocab_size=section.vocab_size, extra=section.special_tokens)
+    trained = train_tokenizer(_counted(texts, ctx), folder, vocab_size=section.vocab_size, tags=_tags(section))
     if trained.vocab_size < section.vocab_size:
         log.info("tokenizer: %d entries of %d, the text has no more merges", trained.vocab_size, section.vocab_size)
     files = file_entries(folder)
@@ -136,7 +136,7 @@ def _tokenizer_manifest(spec: RunSpec, output: Store) -> tuple[Manifest | None, 
         inputs={section.source.name: record["source"]},
         settings={
             "vocab_size": section.vocab_size,
-            "special_tokens": list(section.special_tokens),
+            "tags": list(_tags(section)),
             "source": _source_settings(section.source.to_wire()),
         },
         counts=record["counts"],
@@ -305,3 +305,10 @@ def _input_digest(job: _Pack, commits: dict[str, CommitRecord]) -> str:
         return job.source.digest
     texts = "".join(f"{shard.id} {commits[shard.id].record['texts']}\n" for shard in job.source.shards)
     return "sha256:" + hashlib.sha256(texts.encode()).hexdigest()
+
+
+def _tags(section: TokenizerRun) -> tuple[str, ...]:
+    """Strings of the profile that get a token each; BOS and EOS have theirs already."""
+    if section.profile is None:
+        return ()
+    return tuple(tag for tag in profiles.load(section.profile).forbidden_tags if tag not in SPECIAL_TOKENS)

@@ -7,6 +7,7 @@ The folder holds ``runspec.json`` and ``workspace.json``. A file ``stop`` in it 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -27,11 +28,19 @@ RUNSPEC, WORKSPACE, STOP, PROGRESS, OUTCOME = (
 )  # fmt: skip
 PARENT = "INSTRUCTPT_LAUNCHER_PID"
 _SECONDS = 0.5
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, so that two lives of a run never overlap."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main(folder: Path) -> int:
     """Train as one rank; 0 at the end, else 1 with the cause in ``outcome.json``."""
     configure_logging(os.environ.get("INSTRUCTPT_LOG_LEVEL", "INFO"))
+    end_with_parent()
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -68,7 +77,7 @@ def _start(what: Any) -> None:
 
 
 def _watch_parent(ended: threading.Event) -> None:
-    """End when the worker that launched torchrun is gone, so that two lives of a run never overlap."""
+    """End when the worker that launched torchrun is gone; the kernel's signal knows of direct parents alone."""
     parent = int(os.environ.get(PARENT, "0"))
     while parent and not ended.wait(_SECONDS):
         try:

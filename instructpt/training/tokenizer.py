@@ -40,7 +40,7 @@ class Trained:
 
 
 def train_tokenizer(
-    texts: Iterable[str], folder: Path, *, vocab_size: int, extra: Sequence[str] = (), max_bytes: int = MAX_BYTES
+    texts: Iterable[str], folder: Path, *, vocab_size: int, tags: Sequence[str] = (), max_bytes: int = MAX_BYTES
 ) -> Trained:
     """Train on ``texts`` and write ``tokenizer.json``, ``tokenizer_config.json`` and ``special_tokens_map.json``.
 
@@ -48,23 +48,23 @@ def train_tokenizer(
         texts: Documents in order; read until ``max_bytes``.
         folder: Made if it is not there.
         vocab_size: Entries, special tokens and the 256 bytes included.
-        extra: Special tokens beside ``SPECIAL_TOKENS``.
+        tags: Ordinary strings that get a token each: those of a profile, which would cost several each otherwise.
         max_bytes: Cap.
 
     Raises:
         ConfigError: There is no text, or ``vocab_size`` has no room for bytes and special tokens.
         EnvironmentNotReadyError: The package ``tokenizers`` is missing.
     """
-    special = [*SPECIAL_TOKENS, *(t for t in extra if t not in SPECIAL_TOKENS)]
-    if vocab_size < 256 + len(special):
+    least = 256 + len(SPECIAL_TOKENS) + len(tags)
+    if vocab_size < least:
         raise ConfigError(
             "is too small for the 256 bytes and the special tokens",
             field="tokenizer.train.vocabSize",
             value=vocab_size,
-            fix=f"use at least {256 + len(special)}",
+            fix=f"use at least {least}",
         )
     try:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     except ImportError as error:
         raise EnvironmentNotReadyError(
             "training a tokenizer needs the package tokenizers", fix="pip install 'instructpt[training]'"
@@ -73,13 +73,14 @@ def train_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
+        vocab_size=vocab_size - len(tags),
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     capped = _Capped(texts, max_bytes)
     tokenizer.train_from_iterator(iter(capped), trainer)
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in tags])
     if capped.documents == 0:
         raise ConfigError("there is no text to train on", field="tokenizer.train", fix="name a corpus with text")
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,6 @@ def train_tokenizer(
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": _UNBOUNDED,
-        "additional_special_tokens": special[len(SPECIAL_TOKENS) :],
     }
     _write_json(folder / "tokenizer_config.json", config)
     _write_json(folder / "special_tokens_map.json", named)

@@ -63,6 +63,10 @@ class TokenizerTrain(ApiModel):
     vocab_size: Annotated[
         int, Field(default=4096, ge=300, le=262_144, description="Entries, special tokens included.")
     ] = 4096
+    profile: Annotated[
+        str | None,
+        Field(default=None, max_length=63, description="Profile whose tags get a token each; a pipeline sets its own."),
+    ] = None
     corpus: Annotated[
         Input | None,
         Field(default=None, description="Corpus it is trained on; empty takes the mixture's first source."),

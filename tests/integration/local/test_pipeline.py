@@ -25,7 +25,7 @@ def test_the_report_has_both_arms_at_equal_tokens(undisturbed: Path) -> None:
     report = json.loads((undisturbed / "runs/small/report.json").read_text())
     assert set(report["arms"]) == {"instruct", "vanilla"}
     tokens = [report["arms"][arm]["train_tokens"] for arm in ("instruct", "vanilla")]
-    assert tokens[0] == tokens[1] == 6000
+    assert tokens[0] == tokens[1] == 20_000
     for arm in report["arms"].values():
         assert arm["metrics"]
     html = (undisturbed / "runs/small/report.html").read_text()

@@ -70,6 +70,7 @@ def prepared(spec: RunSpec, scratch: Path):
 @dataclass(frozen=True)
 class Prepared:
     text: Path
+    source: PreparedSource
     tokenizer: ResolvedInput
     tokens: ResolvedInput
     pack: Any
@@ -89,7 +90,11 @@ def tiny(tmp_path_factory) -> Prepared:
     pack = PackRun(source=source, tokenizer=tokenizer, sequence_length=64, objective="Pretraining")
     packed = prepared(runspec(root / "tokens", pack=pack), root / "s2")
     return Prepared(
-        text=text, tokenizer=tokenizer, tokens=ResolvedInput(uri=packed.uri, digest=packed.digest), pack=packed
+        text=text,
+        source=source,
+        tokenizer=tokenizer,
+        tokens=ResolvedInput(uri=packed.uri, digest=packed.digest),
+        pack=packed,
     )
 
 

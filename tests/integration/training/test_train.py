@@ -1,24 +1,27 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import instructpt
-from instructpt.api.runspec import InitRun, ResolvedInput
+from instructpt.api.base import StorageSpec
+from instructpt.api.runspec import InitRun, PackRun, ResolvedInput, TokenizerRun, TrainSource
 from instructpt.api.v1alpha1.trainingjob import CheckpointSpec, DeepSpeed
 from instructpt.corpus.manifest import load_manifest
 from instructpt.errors import ConfigError, TrainingError
 from instructpt.storage import open_store
 from instructpt.storage.models import fetch_model
 from instructpt.telemetry.context import WorkerContext
-from instructpt.training import entry
+from instructpt.training import entry, prepare
 
 pytestmark = pytest.mark.deepspeed
 
@@ -128,6 +131,33 @@ def test_batching_and_sharding_do_not_change_the_losses(train_spec, tmp_path, ch
     assert losses(output) == pytest.approx(GOLDEN, abs=1e-4)
 
 
+def test_a_store_that_is_no_folder_gives_the_same_bytes(tiny, train_spec, undisturbed, tmp_path):
+    """Everything but the text lies where it must be downloaded, as on S3."""
+    root = f"memory://{tmp_path.name.replace('_', '-')}"
+    source = tiny.source
+    made = {}
+    for name, section in (
+        ("tokenizer", lambda: {"tokenizer": TokenizerRun(source=source, vocab_size=300)}),
+        (
+            "tokens",
+            lambda: {
+                "pack": PackRun(source=source, tokenizer=made["tokenizer"], sequence_length=64, objective="Pretraining")
+            },
+        ),
+    ):
+        spec = train_spec(tmp_path).model_copy(
+            update={"train": None, "verb": "prepare", "output": StorageSpec(uri=f"{root}/{name}"), **section()}
+        )
+        prepare.run(spec, ctx(tmp_path / name))
+        result = prepare.finalize(spec, ctx(tmp_path / name))
+        made[name] = ResolvedInput(uri=result.uri, digest=result.digest)
+    rows = TrainSource(name="text", weight=1.0, max_repeats=4, **dict(made["tokens"]))
+    spec = train_spec(f"{root}/model", tokenizer=made["tokenizer"], sources=(rows,))
+    result = trained(spec, tmp_path / "s")
+    folder = fetch_model(ResolvedInput(uri=result.uri, digest=result.digest), tmp_path / "cache")
+    assert (folder / "model.safetensors").read_bytes() == (undisturbed[1] / "model.safetensors").read_bytes()
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed_without_a_compiler(train_spec, undisturbed, tmp_path):
     spec = train_spec(tmp_path / "killed")
@@ -155,15 +185,48 @@ def test_asked_to_leave_it_checkpoints_and_goes_on_from_there(train_spec, undist
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_losses_of_one_and_go_on_with_one(train_spec, tmp_path):
+def test_two_ranks_have_the_losses_of_one_and_one_goes_on_where_two_stopped(train_spec, tmp_path):
     spec = train_spec(tmp_path / "two", processes_per_node=2)
-    left = process(spec, tmp_path / "p", "term=4", path=os.environ["PATH"])
-    assert left.returncode == 75, left.stderr[-3000:]
-    done = json.loads((tmp_path / "two" / "checkpoints" / "LATEST").read_text())["step"]
-    assert 0 < done < 10
-    # The state is kept by name, so that another number of ranks can take it up.
-    trained(train_spec(tmp_path / "two"), tmp_path / "p" / "one")
+    asked = ctx(tmp_path / "s-asked")
+    asked.stop.set()
+    with pytest.raises(entry.Preempted, match="after step 1 of 10"):
+        entry.run(spec, asked)
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    trained(spec, tmp_path / "s-two")
     assert losses(tmp_path / "two") == pytest.approx(GOLDEN, abs=1e-4)
+    # The state is kept by name, so that another number of ranks takes it up.
+    trained(train_spec(tmp_path / "one"), tmp_path / "s-one")
+    assert losses(tmp_path / "one") == pytest.approx(GOLDEN, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_ranks_do_not_outlive_a_killed_worker(train_spec, tmp_path):
+    spec = train_spec(tmp_path / "two", processes_per_node=2, tokens=50_000, checkpoint=CheckpointSpec(every_steps=2))
+    assert process(spec, tmp_path / "p", "kill=any").returncode == -9
+    deadline = time.monotonic() + 30
+    while alive(str(tmp_path / "p")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(str(tmp_path / "p"))
+    assert not (tmp_path / "two" / "model.safetensors").exists()
+    assert (tmp_path / "two" / "checkpoints" / "LATEST").exists()
+
+
+def alive(word: str) -> list[str]:
+    """Command lines of processes that name ``word``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+            found += [line] if word in line else []
+    return found
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_leaves_its_cause(train_spec, tmp_path):
+    spec = train_spec(tmp_path / "bad", processes_per_node=2, init=InitRun(config={"model_type": "no-such"}))
+    with pytest.raises(ConfigError, match="cannot make a model") as error:
+        entry.run(spec, ctx(tmp_path / "s"))
+    assert error.value.field == "init.config"
 
 
 def test_a_loss_that_is_no_number_names_step_and_rows(train_spec, undisturbed, tmp_path):

@@ -1,6 +1,7 @@
-"""A worker as a process of its own: ``worker_process.py RUNSPEC SCRATCH [kill-after-step | term-after-step]``.
+"""A worker as a process of its own: ``worker_process.py RUNSPEC SCRATCH [kill=STEP|any] [term=STEP]``.
 
-Ends with 0, 75 after a checkpoint on request, or is killed by itself with signal 9 in the middle of a step's report.
+Ends with 0, 75 after a checkpoint on request, or is killed by itself with signal 9 when that step is reported; ``any``
+is the first one reported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from instructpt.telemetry.progress import Progress
 class Watched(Progress):
     """Acts when a step is reported, so that the moment is the same every time."""
 
-    def __init__(self, spec: RunSpec, kill: int | None, term: int | None) -> None:
+    def __init__(self, spec: RunSpec, kill: str | None, term: int | None) -> None:
         super().__init__()
         self._store = open_store(spec.output.uri)
         self._kill, self._term = kill, term
@@ -30,7 +31,7 @@ class Watched(Progress):
     def update(self, **figures) -> None:
         super().update(**figures)
         step = figures.get("done")
-        if self._kill is not None and step == self._kill:
+        if step is not None and self._kill in ("any", str(step)):
             while not self._store.exists("checkpoints/LATEST"):
                 time.sleep(0.01)  # the checkpoint before is written by another thread
             os.kill(os.getpid(), signal.SIGKILL)
@@ -42,8 +43,7 @@ def main() -> int:
     configure_logging("INFO")
     spec = RunSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
     actions = dict(argument.split("=") for argument in sys.argv[3:])
-    numbers = {name: int(value) for name, value in actions.items()}
-    progress = Watched(spec, numbers.get("kill"), numbers.get("term"))
+    progress = Watched(spec, actions.get("kill"), int(actions["term"]) if "term" in actions else None)
     scratch = Path(sys.argv[2])
     scratch.mkdir(parents=True, exist_ok=True)
     ctx = WorkerContext(worker_id="w", scratch=scratch, progress=progress)

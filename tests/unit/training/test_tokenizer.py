@@ -72,3 +72,18 @@ def test_a_tokenizer_without_eos_is_refused(folder, tmp_path):
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no tokenizer that can be read"):
         TextEncoder(tmp_path)
+
+
+def test_tags_get_a_token_each_and_are_ordinary_text(tmp_path):
+    from transformers import AutoTokenizer
+
+    tags = ("<CON>", "</CON>", "<QUE>", "<ANS>", "</END>")
+    made = train_tokenizer(TEXTS, tmp_path, vocab_size=300, tags=tags)
+    assert made.vocab_size <= 300
+    encoder = TextEncoder(tmp_path)
+    text = "<QUE> Where? <ANS> The mat. </END>"
+    for marked in (False, True):
+        ids = encoder.encode([text], marked=marked)[0].tolist()
+        assert encoder._backend.decode(ids, skip_special_tokens=True) == text
+        assert sum(encoder._backend.id_to_token(i) in tags for i in ids) == 3
+    assert AutoTokenizer.from_pretrained(str(tmp_path))(text)["input_ids"] == ids
