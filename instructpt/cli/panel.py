@@ -13,6 +13,7 @@ from instructpt.cli.console import duration, quantity, talk
 from instructpt.plan.model import Plan, Stage
 
 PLAIN_SECONDS = 10.0
+WORTH_SAYING = 0.05
 _SHOWN = ("documents", "pairs", "tokens", "rows", "steps")
 
 
@@ -63,6 +64,11 @@ class Panel:
         """End the line."""
         self._stop_live()
         self._line(stage, counts_text(result.counts), f"done {duration(seconds)}")
+        cut, items = result.counts.get("cut_items", 0), result.counts.get("items", 0)
+        if cut > items * WORTH_SAYING:
+            talk.print(
+                f"    {cut} of {items} texts are longer than sequenceLength and were cut; raise it to keep them whole"
+            )
 
     def stopping(self, signals: int) -> None:
         """Say that the signal was heard."""

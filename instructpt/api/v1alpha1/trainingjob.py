@@ -227,7 +227,9 @@ class TrainingSettings(ApiModel):
     ] = "auto"
     deepspeed: Annotated[DeepSpeed, Field(default_factory=DeepSpeed, description="DeepSpeed settings.")]
     nodes: Annotated[int, Field(default=1, ge=1, le=10_000, description="Nodes.")] = 1
-    gpus_per_node: Annotated[int, Field(default=0, ge=0, le=64, description="GPUs a node; 0 trains on the CPU.")] = 0
+    gpus_per_node: Annotated[
+        int, Field(default=0, ge=0, le=64, description="GPUs a node; 0 takes one if there is one, else the CPU.")
+    ] = 0
     processes_per_node: Annotated[
         int, Field(default=1, ge=1, le=64, description="Of CPU training: ranks a node; on GPUs it is gpusPerNode.")
     ] = 1
