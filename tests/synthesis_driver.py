@@ -14,7 +14,7 @@ from typing import Any
 
 from instructpt import storage
 from instructpt.api.runspec import RunSpec
-from instructpt.storage.faults import FaultyStore
+from faults import FaultyStore
 from instructpt.synthesis import worker
 from instructpt.telemetry.context import WorkerContext
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 
 GROUP = "instructpt.dev"
@@ -77,7 +77,18 @@ Count = Annotated[
 """A positive number that may be written with a suffix: ``8B``, ``500M``, ``200k``."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Uri = Annotated[str, Field(min_length=1, max_length=2048)]
+
+
+def _no_userinfo(uri: str) -> str:
+    """Refuse credentials in a URI, wherever one is written."""
+    if re.match(r"^[a-z][a-z0-9+.-]*://[^/]*@", uri):
+        # The value is not repeated: it holds the secret.
+        raise ValueError("must not hold credentials; name them with secretRef")
+    return uri
+
+
+Uri = Annotated[str, Field(min_length=1, max_length=2048), AfterValidator(_no_userinfo)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=40)]
 
 
@@ -91,7 +102,7 @@ class Access(ApiModel):
     """How a location is reached. Credentials are named here, never written here."""
 
     endpoint: Annotated[
-        str | None, Field(default=None, max_length=2048, description="URL of an S3-compatible server; empty for AWS.")
+        Uri | None, Field(default=None, description="URL of an S3-compatible server; empty for AWS.")
     ] = None
     region: Annotated[str | None, Field(default=None, max_length=64, description="Region of the bucket.")] = None
     secret_ref: Annotated[

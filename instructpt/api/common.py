@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from instructpt.api.base import ApiModel, Condition, ObjectRef
-
-Env = Annotated[
-    tuple[Mapping[str, Any], ...],
-    Field(
-        default=(),
-        max_length=64,
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-    ),
-]
 
 
 class PodTemplate(ApiModel):
@@ -52,10 +43,16 @@ class Resources(ApiModel):
     """What one worker asks for."""
 
     gpus: Annotated[int, Field(default=0, ge=0, le=64, description="GPUs a worker; tensor parallel over them.")] = 0
-    cpus: Annotated[float | None, Field(default=None, gt=0, description="CPU cores a worker.")] = None
+    cpus: Annotated[
+        float | None, Field(default=None, gt=0, description="CPU cores a worker. Acted on by a cluster alone.")
+    ] = None
     memory: Annotated[
         str | None,
-        Field(default=None, pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)?$", description="Memory a worker, such as 8Gi."),
+        Field(
+            default=None,
+            pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)?$",
+            description="Memory a worker, such as 8Gi. Acted on by a cluster alone.",
+        ),
     ] = None
 
 
@@ -68,25 +65,41 @@ class RunPolicy(ApiModel):
         Field(default=None, ge=1, description="Longest time from start to end; afterwards the object is Failed."),
     ] = None
     ttl_seconds_after_finished: Annotated[
-        int | None, Field(default=None, ge=0, description="Remove the finished object after this time; outputs stay.")
+        int | None,
+        Field(
+            default=None,
+            ge=0,
+            description="Remove the finished object after this time; outputs stay. Acted on by a cluster alone.",
+        ),
     ] = None
     backoff_limit: Annotated[
         int, Field(default=3, ge=0, le=100, description="Attempts after a failure that the workload itself caused.")
     ] = 3
     managed_by: Annotated[
         str | None,
-        Field(default=None, max_length=63, description="Another controller that takes this object (MultiKueue)."),
+        Field(
+            default=None,
+            max_length=63,
+            description="Another controller that takes this object (MultiKueue). Acted on by a cluster alone.",
+        ),
     ] = None
     queue_name: Annotated[
-        str | None, Field(default=None, max_length=63, description="Kueue local queue of the workers.")
+        str | None,
+        Field(
+            default=None, max_length=63, description="Kueue local queue of the workers. Acted on by a cluster alone."
+        ),
     ] = None
     cleanup_policy: Annotated[
         Literal["Retain", "Delete"],
-        Field(default="Retain", description="What happens to outputs when the object is deleted."),
+        Field(
+            default="Retain",
+            description="What happens to outputs when the object is deleted. Acted on by a cluster alone.",
+        ),
     ] = "Retain"
-    pod_template: Annotated[PodTemplate | None, Field(default=None, description="Settings of the workers' pods.")] = (
-        None
-    )
+    pod_template: Annotated[
+        PodTemplate | None,
+        Field(default=None, description="Settings of the workers' pods. Acted on by a cluster alone."),
+    ] = None
 
 
 class OutputStatus(ApiModel):

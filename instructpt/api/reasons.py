@@ -15,16 +15,14 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     SUSPENDED = "Suspended"
     STOPPED = "Stopped"
-    INPUT_NOT_READY = "InputNotReady"
 
 
 MEANING: dict[Reason, str] = {
     Reason.PENDING: "nothing has started yet",
     Reason.RUNNING: "workers of a stage are running",
     Reason.COMPLETED: "every stage has written its manifest",
-    Reason.STAGE_FAILED: "a stage failed more often than backoffLimit allows",
+    Reason.STAGE_FAILED: "a stage failed: more often than backoffLimit allows, or in a way that a retry cannot cure",
     Reason.INVALID_SPEC: "a worker found the spec or a credential wrong; retrying cannot help",
     Reason.SUSPENDED: "spec.suspend is true; committed work is kept",
     Reason.STOPPED: "the run was stopped or its process is gone; the same command goes on",
-    Reason.INPUT_NOT_READY: "an input has no manifest yet",
 }

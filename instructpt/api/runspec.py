@@ -219,6 +219,8 @@ class RunSpec(ApiModel):
         settings = wire["synthesize"]["settings"] if self.synthesize else {}
         for name in ("parallelism", "leaseSeconds"):
             settings.pop(name, None)
+        if self.train is not None:
+            wire["train"].pop("checkpoint")
         return hashlib.sha256(canonical_json(wire).encode()).hexdigest()[:16]
 
 

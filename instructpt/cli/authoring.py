@@ -17,6 +17,7 @@ from instructpt.api.version import VERSION
 from instructpt.cli.console import Output, duration, emit, out, quantity, size, talk
 from instructpt.cli.lifecycle import OutputOption
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, InstructPTError
+from instructpt.local.preflight import preflight
 from instructpt.local.spec_file import load_resource
 from instructpt.plan import plan_resource
 from instructpt.plan.estimate import CPU_FLOPS_PER_CORE, GPU_FLOPS, Machine, Probe, estimate
@@ -43,6 +44,7 @@ def init(
 def validate(file: FileArgument, output: OutputOption = Output.TABLE) -> None:
     """Check a file without running anything."""
     resource = load_resource(file)
+    preflight(resource)
     plan = plan_resource(resource, {}, code_version=VERSION)
     if output is not Output.TABLE:
         emit(resource.to_wire(), output)
@@ -53,6 +55,7 @@ def validate(file: FileArgument, output: OutputOption = Output.TABLE) -> None:
 def plan(file: FileArgument, output: OutputOption = Output.TABLE) -> None:
     """Print stages, shards, tokens, steps, memory fit and time before anything runs."""
     resource = load_resource(file)
+    preflight(resource)
     stages = plan_resource(resource, {}, code_version=VERSION).stages
     probe, said = _probe(resource)
     machine = this_machine()

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from instructpt.corpus.leases import Claim, ExclusiveCreates, Leases, Renewal, Seen
-from instructpt.errors import ConditionFailedError, CorpusError, NotFoundError, StorageError
+from instructpt.errors import ConditionFailedError, CorpusError, InstructPTError, NotFoundError, StorageError
 from instructpt.storage import ObjectInfo, Store
+from instructpt.storage.hashing import sha256_of_file
 
 __all__ = ["Claim", "CommitRecord", "Ledger", "Renewal"]
 
@@ -40,6 +41,9 @@ LIST_SECONDS = 60.0
 
 FEW = 8
 """Up to this many leased shards are looked at one by one; more by listing."""
+
+ORPHAN_SECONDS = 24 * 3600.0
+"""Orphans younger than this are left alone."""
 
 _READERS = 16
 _COMMIT_TRIES = 5
@@ -370,6 +374,34 @@ class Ledger:
         named = {record.object for record in self.committed().values()}
         return [info for info in self._store.list(f"{self._base}data/") if info.key not in named]
 
+    def sweep(self, *, now: Callable[[], float] = time.time) -> int:
+        """Report the orphans, and delete those not touched for :data:`ORPHAN_SECONDS`.
+
+        For a ledger whose shards are all committed. A younger orphan may be that of a worker that is about to find
+        its shard committed, and deletes it itself; where the store tells no times, all stay. A failure is logged
+        only: nothing reads orphans.
+
+        Args:
+            now: Seconds since the epoch.
+
+        Returns:
+            How many were deleted.
+        """
+        deleted = 0
+        try:
+            found = self.orphans()
+            for info in found:
+                if info.modified is not None and now() - info.modified > ORPHAN_SECONDS:
+                    self._store.delete(info.key)
+                    deleted += 1
+        except InstructPTError as error:
+            log.warning("orphans below %s/%s could not be cleared: %s", self._store.uri, self._base, error)
+            return deleted
+        if found:
+            size = sum(info.size for info in found)
+            log.info("%d orphaned data objects (%d bytes), %d of them deleted", len(found), size, deleted)
+        return deleted
+
     def _read(self, shard: str) -> CommitRecord:
         body = self._store.get(self._commit_key(shard))
         try:
@@ -419,5 +451,4 @@ def _in_listing_order(shards: Sequence[str]) -> list[str]:
 def _digest(data: Path | bytes) -> tuple[str, int]:
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest(), len(data)
-    with data.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest(), data.stat().st_size
+    return sha256_of_file(data), data.stat().st_size

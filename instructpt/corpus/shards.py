@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -23,9 +22,9 @@ from instructpt.corpus.rawframes import raw_options
 from instructpt.corpus.readers import read_span
 from instructpt.corpus.records import ReadOptions
 from instructpt.corpus.sources import locate
-from instructpt.corpus.streams import CHUNK, sha256_of
 from instructpt.errors import CorpusError, NotFoundError
 from instructpt.storage import open_store
+from instructpt.storage.hashing import sha256_of_file, sha256_of_object, sha256_of_stream
 from instructpt.storage.base import Store
 
 _AGAIN = "inspect the corpus again, into an empty storage"
@@ -107,19 +106,17 @@ class CorpusReader:
             raise _changed(span, f"etag {now} where the inspection found {span.etag}")
         # On a file system the etag tells of times and inodes: a copied or touched file is still the same content.
         etags: Mapping[str, str] = self._record().get("etags", {})
-        if etags.get(span.uri) != now and sha256_of(store, key) != span.etag:
+        if etags.get(span.uri) != now and f"sha256:{sha256_of_object(store, key)}" != span.etag:
             raise _changed(span, "other content")
         self._verified[span.uri] = now
 
     def _verify_frame(self, entry: ShardEntry, span: Span) -> None:
-        digest = hashlib.sha256()
         try:
             with self._store.open(span.uri, start=span.start, length=span.length) as stream:
-                while data := stream.read(CHUNK):
-                    digest.update(data)
+                digest = sha256_of_stream(stream)
         except NotFoundError as error:
             raise NotFoundError(f"{self._store.uri}/{span.uri} is gone", fix=_AGAIN) from error
-        if digest.hexdigest() != entry.sha256:
+        if digest != entry.sha256:
             raise _changed(replace(span, uri=f"{self._store.uri}/{span.uri}"), "other bytes")
 
     def _record(self) -> dict[str, Any]:
@@ -228,17 +225,9 @@ def iter_augmented_shard(
             store.download(key, path)
         except NotFoundError as error:
             raise CorpusError(f"{where} is gone ({key})", fix=fix) from error
-        if _sha256(path) != entry.sha256:
+        if sha256_of_file(path) != entry.sha256:
             raise CorpusError(f"{where} ({key}) is corrupt: its bytes are not those of the manifest", fix=fix)
         try:
             yield from read_chains(path)
         except (pa.ArrowException, OSError) as error:
             raise CorpusError(f"{where} ({key}) is no augmented corpus: {error}", fix=fix) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(CHUNK):
-            digest.update(data)
-    return digest.hexdigest()

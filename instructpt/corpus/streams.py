@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal, Protocol, cast
@@ -79,15 +78,6 @@ def readable_object(where: str) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def sha256_of(store: Store, key: str) -> str:
-    """``sha256:<hex>`` of an object's bytes."""
-    digest = hashlib.sha256()
-    with store.open(key) as stream:
-        while data := stream.read(CHUNK):
-            digest.update(data)
-    return f"sha256:{digest.hexdigest()}"
 
 
 class RandomAccess(io.RawIOBase):

@@ -25,10 +25,10 @@ from instructpt.corpus.rawframes import RAW_PREFIX, RawWriter
 from instructpt.corpus.readers import Item, groups_of, read_object
 from instructpt.corpus.records import Invalid, ReadOptions
 from instructpt.corpus.sources import SourceObject
-from instructpt.corpus.streams import sha256_of
 from instructpt.corpus.tokens import TokenCounter
 from instructpt.errors import CorpusError, StorageError
 from instructpt.storage import Scheme, Store, parse_uri
+from instructpt.storage.hashing import sha256_of_object
 
 OBJECTS_PREFIX = "objects/"
 DEAD_LETTERS_PREFIX = "dead-letters/"
@@ -291,7 +291,7 @@ def _identity(source: SourceObject, work: Inspection) -> tuple[str, dict[str, st
     assert work.source is not None
     if parse_uri(source.uri).scheme is not Scheme.FILE:
         return source.etag, {}
-    return sha256_of(work.source, source.key), {source.uri: source.etag}
+    return f"sha256:{sha256_of_object(work.source, source.key)}", {source.uri: source.etag}
 
 
 def _check_unchanged(unit: Unit, work: Inspection) -> None:

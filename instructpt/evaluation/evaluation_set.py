@@ -64,7 +64,6 @@ def build_evaluation_set(
             miner,
             max_questions=settings.max_questions,
             shots=settings.shots,
-            max_answer_words=settings.max_answer_tokens,
             characters=characters,
             seed=settings.seed,
         )

@@ -38,8 +38,11 @@ class LanguageModel:
     pad: int
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, no special tokens added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        """Token ids of a text, no special tokens added; a string such as ``</s>`` in it is ordinary text.
+
+        So does training (``training.encoder``): the bits are those of the tokens that a model was trained on.
+        """
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
     @property

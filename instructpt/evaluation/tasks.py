@@ -158,7 +158,7 @@ def excerpt(text: str, characters: int) -> str:
 
 
 def build_questions(
-    documents: Sequence[Document], miner: Miner, *, max_questions: int, shots: int, max_answer_words: int,
+    documents: Sequence[Document], miner: Miner, *, max_questions: int, shots: int,
     characters: int, seed: int,
 ) -> QuestionSet:  # fmt: skip
     """Mine questions from excerpts and choose among them, kind by kind in turn, so that no kind drowns the others.
@@ -168,17 +168,15 @@ def build_questions(
         miner: Makes pairs from a text.
         max_questions: At most so many.
         shots: Solved examples for each; fewer where there are not that many other documents.
-        max_answer_words: Longer answers are no matter for an exact match (nor longer than ``MAX_ANSWER_WORDS``).
         characters: Length of an excerpt.
         seed: Of the rules and of the choice.
     """
     dropped: Counter[str] = Counter()
     pool: list[Question] = []
-    limit = min(MAX_ANSWER_WORDS, max_answer_words)
     for document in documents:
         context = excerpt(document.text, characters)
         for number, pair in enumerate(miner(context, seed, MINED_PER_DOCUMENT)):
-            question = _to_question(document.id, number, context, pair, limit)
+            question = _to_question(document.id, number, context, pair, MAX_ANSWER_WORDS)
             if isinstance(question, str):
                 dropped[question] += 1
             else:

@@ -12,6 +12,7 @@ from instructpt.errors import InstructPTError
 from instructpt.local.executor import Executor, Outcome
 from instructpt.local.folder import RunFolder
 from instructpt.local.listener import Listener, Silent
+from instructpt.local.preflight import preflight
 from instructpt.local.spec_file import load_resource, parse_resource
 from instructpt.plan.planner import AnyResource
 from instructpt.storage import open_store
@@ -52,6 +53,7 @@ def run(
         RunFailedError: A stage failed for good.
     """
     resource = as_resource(spec)
+    preflight(resource)
     folder = RunFolder(path=runs / resource.metadata.name)
     with folder.locked():
         outcome = Executor(

@@ -73,7 +73,8 @@ def describe_problem(problem: Mapping[str, Any], data: object, model: type[BaseM
         return f"{field}: is required; add it"
     message = str(problem["msg"]).removeprefix("Value error, ")
     value = problem.get("input")
-    shown = "" if isinstance(value, Mapping | BaseModel) else f"={value!r}"
+    secret = "must not hold credentials" in message
+    shown = "" if secret or isinstance(value, Mapping | BaseModel) else f"={value!r}"
     yaml_trap = " (YAML reads unquoted on, off, yes and no as booleans; put it in quotes)" if value in (True, False) and isinstance(value, bool) and "string" in message else ""  # fmt: skip  # noqa: E501
     return f"{field}{shown}: {message}{yaml_trap}"
 

@@ -96,6 +96,16 @@ def access_of(place: Access) -> dict[str, Any]:
     return {"endpoint": place.endpoint, "region": place.region, "secret_ref": place.secret_ref}
 
 
+def foreign_ref(field_name: str, name: str, *, fix: str) -> ConfigError:
+    """The error for a ref to an object outside the plan, which only a cluster can look up."""
+    return ConfigError(
+        "refers to another object, which only a cluster can look up",
+        field=field_name,
+        value=name,
+        fix=f"{fix}, or apply the file to a cluster",
+    )
+
+
 def resolve(input_: Input, field_name: str) -> ResolvedInput:
     """An input given by URI.
 
@@ -103,11 +113,6 @@ def resolve(input_: Input, field_name: str) -> ResolvedInput:
         ConfigError: It is a ref, which only a cluster can resolve.
     """
     if input_.uri is None:
-        name = input_.ref.name if input_.ref else None
-        raise ConfigError(
-            "refers to another object, which only a cluster can look up",
-            field=f"{field_name}.ref",
-            value=name,
-            fix="set uri to that object's output instead, or apply the file to a cluster",
-        )
+        name = input_.ref.name if input_.ref else ""
+        raise foreign_ref(f"{field_name}.ref", name, fix="set uri to that object's output instead")
     return ResolvedInput(uri=input_.uri, digest=input_.digest, **access_of(input_))

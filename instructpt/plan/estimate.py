@@ -20,9 +20,6 @@ from instructpt.plan.training import DEFAULT_TINY_VOCABULARY
 
 BYTES_PER_TOKEN = 4.0
 FILL = 0.97
-OPTIMIZER_BYTES_PER_PARAMETER = 16
-"""fp32: 4 weights, 4 gradients, 8 AdamW moments; bf16 with fp32 masters comes to the same."""
-
 CPU_FLOPS_PER_CORE = 20e9
 GPU_FLOPS = 150e12
 INSPECT_BYTES_PER_SECOND = 20e6
@@ -166,6 +163,7 @@ def _vocabulary(spec: TrainingJobSpec) -> int:
 def memory_per_rank(spec: TrainingJobSpec, config: dict[str, object], parameters: int, vocabulary: int) -> int:
     """Bytes a rank needs: states divided by the ZeRO stage, activations of one micro batch, logits."""
     stage, ranks = spec.deepspeed.zero_stage, spec.ranks
+    # fp32: 4 bytes of weights, 4 of gradients, 8 of AdamW moments; bf16 with fp32 masters comes to the same.
     weights, gradients, moments = 4 * parameters, 4 * parameters, 8 * parameters
     states = (
         weights / (ranks if stage >= 3 else 1)

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from instructpt.api.base import GROUP, StorageSpec
-
-MANAGED_BY = "instructpt-operator"
-LABEL_KIND = f"{GROUP}/kind"
-LABEL_NAME = f"{GROUP}/name"
-LABEL_STEP = f"{GROUP}/step"
+from instructpt.api.base import StorageSpec
 
 OBJECT_NAME_LIMIT = 40
 

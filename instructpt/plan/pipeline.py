@@ -5,10 +5,12 @@ The same children are objects of their own on a cluster (with refs) and stages o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from instructpt.api.base import Input, ObjectMeta, ObjectRef
 from instructpt.api.checks import check_gate, check_tasks
+from instructpt.api.presets import architecture
 from instructpt.api.runspec import ReportRun, ResolvedInput, StageOutput
 from instructpt.api.v1alpha1 import Corpus, EvaluationJob, InstructionPretraining, SynthesisJob, TrainingJob
 from instructpt.api.v1alpha1.corpus import CorpusSource, CorpusSpec
@@ -23,7 +25,7 @@ from instructpt.api.v1alpha1.trainingjob import (
     TrainingSettings,
 )
 from instructpt.errors import ConfigError
-from instructpt.plan.builder import PlanBuilder
+from instructpt.plan.builder import PlanBuilder, foreign_ref
 from instructpt.plan.corpus import plan_corpus
 from instructpt.plan.evaluation import plan_evaluation
 from instructpt.plan.naming import arm_step, below, child_name
@@ -69,6 +71,7 @@ def plan_pipeline(builder: PlanBuilder, pipeline: InstructionPretraining, *, sam
     """Stages of all children and of the report; with ``sample`` only up to a synthesis of so many documents."""
     check_tasks(pipeline.spec.evaluation.tasks)
     check_gate(pipeline.spec.evaluation, _baseline(pipeline))
+    _check(pipeline)
     done: dict[str, ResolvedInput | None] = {}
     for child in children(pipeline):
         builder.owner = (child.object.kind, child.object.metadata.name)
@@ -95,6 +98,32 @@ def plan_pipeline(builder: PlanBuilder, pipeline: InstructionPretraining, *, sam
         STEP_REPORT, "report", output=below(pipeline.spec.storage, STEP_REPORT), section=section,
         waits_for=(STEP_EVALUATION,),
     )  # fmt: skip
+
+
+def _check(pipeline: InstructionPretraining) -> None:
+    """Refuse what could only fail after earlier stages were paid for."""
+    spec, tune = pipeline.spec, _tune(pipeline)
+    wanted = spec.synthesis.synthesizer
+    if wanted is not None and wanted.ref is not None:
+        raise foreign_ref("spec.synthesis.synthesizer.ref", wanted.ref.name, fix="set synthesizer.model to its output")
+    for place, init in (
+        ("spec.training.init", spec.training.init),
+        *((f"spec.arms[{i}].training.init", a.training.init) for i, a in enumerate(spec.arms) if a.training.init),
+        *((("spec.synthesis.synthesizer.tune.init", tune.init),) if tune else ()),
+    ):
+        if init is not None and init.ref is not None:
+            raise foreign_ref(f"{place}.ref", init.ref.name, fix="set init.from to that job's output")
+    if tune is None:
+        return
+    positions = architecture(tune.init.preset, tune.init.config).get("max_position_embeddings")
+    window = spec.synthesis.sampling.context_window
+    if isinstance(positions, int) and window > positions:
+        raise ConfigError(
+            f"the synthesizer has {positions} positions",
+            field="spec.synthesis.sampling.contextWindow",
+            value=window,
+            fix=f"use {positions} or less, or set tune.init.config.max_position_embeddings",
+        )
 
 
 def _with_sample(child: PlannedChild, sample: int) -> PlannedChild:
@@ -253,11 +282,24 @@ def _mixture(pipeline: InstructionPretraining, arm: Arm) -> tuple[MixtureSource,
     """The arm's sources; ``vanilla`` replaces augmented by raw: the same documents without pairs."""
     mixture = arm.training.mixture or pipeline.spec.training.mixture
     if arm.name == "vanilla" and arm.training.mixture is None:
-        return tuple(
+        return _merged(
             m.model_copy(update={"source": "raw", "name": m.name or "raw"}) if m.source == "augmented" else m
             for m in mixture
         )
     return mixture
+
+
+def _merged(mixture: Iterable[MixtureSource]) -> tuple[MixtureSource, ...]:
+    """One entry for the raw corpus, with the weights added up: replacing augmented may have made two."""
+    entries: list[MixtureSource] = []
+    for entry in mixture:
+        twin = next((i for i, e in enumerate(entries) if entry.source == "raw" and e.source == "raw"), None)
+        if twin is None:
+            entries.append(entry)
+        else:
+            weight = entries[twin].weight + entry.weight
+            entries[twin] = entries[twin].model_copy(update={"weight": weight})
+    return tuple(entries)
 
 
 def _training(pipeline: InstructionPretraining, arm: Arm, seed: int) -> PlannedChild:
@@ -294,6 +336,13 @@ def _resolve_source(pipeline: InstructionPretraining, entry: MixtureSource) -> t
             field="spec.training.mixture[].source",
             value="tuning",
             fix="set synthesis.synthesizer.tune, or drop this source",
+        )
+    if entry.split not in (None, "train") or (entry.split is not None and entry.source != "raw"):
+        raise ConfigError(
+            "arms train on the train part alone; the others tune the synthesizer and evaluate",
+            field="spec.training.mixture[].split",
+            value=entry.split,
+            fix="leave split out",
         )
     kind, step = {
         "augmented": ("SynthesisJob", STEP_SYNTHESIS),

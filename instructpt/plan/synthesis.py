@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from instructpt.api.runspec import ResolvedInput, SynthesizeRun
 from instructpt.api.v1alpha1.synthesisjob import SynthesisJobSpec, SynthesisSettings
-from instructpt.plan.builder import PlanBuilder, resolve
+from instructpt.plan.builder import PlanBuilder, foreign_ref, resolve
 
 
 def plan_synthesis(
@@ -31,6 +31,9 @@ def plan_synthesis(
         ready, corpus = (False, None) if waits_for else (True, resolve(spec.input, "spec.input"))
     if model is None and spec.strategy != "mined":
         model = _own_model(spec)
+        if model is None and not waits_for:
+            name = spec.synthesizer.ref.name if spec.synthesizer and spec.synthesizer.ref else ""
+            raise foreign_ref("spec.synthesizer.ref", name, fix="set synthesizer.model to that job's output")
         ready = ready and model is not None
     section = None
     if ready and corpus is not None:

@@ -18,7 +18,7 @@ from instructpt.api.runspec import (
 )
 from instructpt.api.v1alpha1.trainingjob import MixtureSource, TokenizerSpec, TokenizerTrain, TrainingJobSpec
 from instructpt.errors import ConfigError
-from instructpt.plan.builder import PlanBuilder, access_of, resolve
+from instructpt.plan.builder import PlanBuilder, access_of, foreign_ref, resolve
 from instructpt.plan.naming import below
 
 DEFAULT_TINY_VOCABULARY = 4096
@@ -47,6 +47,7 @@ def plan_training(
         step: Prefix of the steps.
         arm: Arm that is trained, if any.
     """
+    _check(spec, init, waits_for)
     entries = [_source(i, entry, sources) for i, entry in enumerate(spec.mixture)]
     prepared = spec.prepared or below(spec.storage, "prepared")
     tokenizer, tokenizer_step = _plan_tokenizer(
@@ -82,6 +83,29 @@ def plan_training(
     )  # fmt: skip
 
 
+def _check(spec: TrainingJobSpec, init: ResolvedInput | None, waits_for: tuple[str, ...]) -> None:
+    """Refuse what could only fail in a worker, after something was spent."""
+    if spec.init.ref is not None and init is None and not waits_for:
+        raise foreign_ref("spec.init.ref", spec.init.ref.name, fix="set init.from to that job's output")
+    names = [source_name(i, entry) for i, entry in enumerate(spec.mixture)]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ConfigError(
+                "is the name of two sources",
+                field=f"spec.mixture[{index}].name",
+                value=name,
+                fix="give each its own name",
+            )
+    positions = architecture(spec.init.preset, spec.init.config).get("max_position_embeddings")
+    if isinstance(positions, int) and spec.sequence_length > positions:
+        raise ConfigError(
+            f"the model has {positions} positions",
+            field="spec.sequenceLength",
+            value=spec.sequence_length,
+            fix=f"use {positions} or less, or set init.config.max_position_embeddings",
+        )
+
+
 def source_name(index: int, entry: MixtureSource) -> str:
     """Name of a mixture entry in receipts and steps."""
     return entry.name or entry.source or (entry.ref.name if entry.ref else f"source-{index}")
@@ -95,12 +119,7 @@ def _source(
     elif entry.uri is not None:
         place = ResolvedInput(uri=entry.uri, digest=entry.digest, **access_of(entry))
     else:
-        raise ConfigError(
-            "refers to another object, which only a cluster or a pipeline can look up",
-            field=f"spec.mixture[{index}]",
-            value=source_name(index, entry),
-            fix="set uri instead",
-        )
+        raise foreign_ref(f"spec.mixture[{index}].ref", source_name(index, entry), fix="set uri instead")
     if place is None:
         return None
     default = {"augmented": "augmented", "raw": "corpus", "tuning": "augmented"}.get(entry.source or "")
@@ -140,7 +159,7 @@ def _plan_tokenizer(
     source = first
     if wanted.train.corpus is not None:
         place = corpus
-        if place is None and wanted.train.corpus.uri is not None:
+        if wanted.train.corpus.uri is not None or not waits_for:
             place = resolve(wanted.train.corpus, "spec.tokenizer.train.corpus")
         source = (
             None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -22,11 +22,14 @@ class ObjectInfo:
         size: In bytes.
         etag: Opaque; changes whenever the content is rewritten with other bytes. A folder uses
             a content-derived or (mtime_ns, size, inode)-derived string.
+        modified: Time of the last write by the storage's clock, seconds since the epoch; None where it does not
+            tell. For housekeeping only: nothing that is written may depend on it.
     """
 
     key: str
     size: int
     etag: str
+    modified: float | None = field(default=None, compare=False)
 
 
 @runtime_checkable

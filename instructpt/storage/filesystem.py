@@ -289,7 +289,8 @@ def _write_all(stream: BinaryIO, data: bytes) -> None:
 
 
 def _info(key: str, stat: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key=key, size=stat.st_size, etag=f"{stat.st_mtime_ns:x}-{stat.st_size:x}-{stat.st_ino:x}")
+    etag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}-{stat.st_ino:x}"
+    return ObjectInfo(key=key, size=stat.st_size, etag=etag, modified=stat.st_mtime)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 from instructpt.api.runspec import ResolvedInput
 from instructpt.errors import ConfigError, NotFoundError, StorageError
 from instructpt.storage import Scheme, Store, open_store, parse_uri
+from instructpt.storage.hashing import sha256_of_file
 from instructpt.storage.url import check_key
 
 CONFIG = "config.json"
@@ -27,7 +28,6 @@ MANIFEST = "manifest.json"
 FIELD = "model"
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?(@[\w./-]+)?$")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_CHUNK = 1 << 20
 # A manifest of a model lists a few files; anything longer is not one.
 _MAX_MANIFEST_BYTES = 16 << 20
 
@@ -70,7 +70,7 @@ def model_digest(folder: Path) -> str:
         return _digest(manifest.read_bytes())
     total = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not _hidden(p.relative_to(folder))):
-        total.update(f"{path.relative_to(folder).as_posix()}\0{_sha256(path)}\n".encode())
+        total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of_file(path)}\n".encode())
     return "sha256:" + total.hexdigest()
 
 
@@ -90,7 +90,7 @@ def _from_folder(folder: Path, model: ResolvedInput) -> Path:
     if manifest.is_file():
         parsed = _parse(manifest.read_bytes(), where=str(manifest), wanted=model.digest)
         for name, sha256 in parsed.files.items():
-            if not (folder / name).is_file() or _sha256(folder / name) != sha256:
+            if not (folder / name).is_file() or sha256_of_file(folder / name) != sha256:
                 raise StorageError(
                     f"{folder / name} is missing or not the file its manifest names", fix="copy it again"
                 )
@@ -160,10 +160,10 @@ def _download(store: Store, name: str, sha256: str, path: Path) -> None:
             store.download(name, path)
         except NotFoundError as error:
             raise StorageError(f"{store.uri}/{name} is named by the model's manifest but is not there") from error
-        if _sha256(path) == sha256:
+        if sha256_of_file(path) == sha256:
             return
     raise StorageError(
-        f"{store.uri}/{name} has sha256 {_sha256(path)}, its manifest says {sha256}", fix="export the model again"
+        f"{store.uri}/{name} has sha256 {sha256_of_file(path)}, its manifest says {sha256}", fix="export the model again"
     )
 
 
@@ -207,11 +207,3 @@ def _no_hub(model: ResolvedInput, why: str) -> ConfigError:
 
 def _digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

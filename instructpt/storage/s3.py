@@ -128,7 +128,12 @@ class S3Store:
         except NotFoundError:
             self._check_bucket()  # a HEAD has no body that would tell a missing bucket from a missing object
             return None
-        return ObjectInfo(key=key, size=answer["ContentLength"], etag=answer["ETag"].strip('"'))
+        return ObjectInfo(
+            key=key,
+            size=answer["ContentLength"],
+            etag=answer["ETag"].strip('"'),
+            modified=answer["LastModified"].timestamp(),
+        )
 
     def _check_bucket(self) -> None:
         if self._seen_bucket:
@@ -159,7 +164,8 @@ class S3Store:
                     raise StorageError(f"{self.uri}: the server lists {name!r} after {last!r}, out of order")
                 last = name
                 if not name.endswith("/") or size:
-                    yield ObjectInfo(key=name[len(self._prefix) :], size=size, etag=item["ETag"].strip('"'))
+                    etag, modified = item["ETag"].strip('"'), item["LastModified"].timestamp()
+                    yield ObjectInfo(key=name[len(self._prefix) :], size=size, etag=etag, modified=modified)
             if not page.get("IsTruncated"):
                 return
             options["ContinuationToken"] = page["NextContinuationToken"]

@@ -32,7 +32,8 @@ def finalize(spec: RunSpec, ctx: WorkerContext) -> StageResult:
     if done is not None:
         return _result(spec, done)
     work = stage.resolve(spec, output)
-    commits = work.ledger(ctx.worker_id).committed()
+    ledger = work.ledger(ctx.worker_id)
+    commits = ledger.committed()
     missing = len(work.parts) - len(commits)
     if missing:
         return StageResult(uri=spec.output.uri, digest="", missing=missing)
@@ -42,6 +43,7 @@ def finalize(spec: RunSpec, ctx: WorkerContext) -> StageResult:
         # Of other work. It goes first, so that no reader ever sees it beside the new objects.json.
         output.delete(MANIFEST)
     publish_manifest(output, manifest, objects={shard: commit.object for shard, commit in commits.items()})
+    ledger.sweep()
     return _result(spec, manifest)
 
 

@@ -20,7 +20,8 @@ from instructpt.api.runspec import RunSpec, canonical_json
 from instructpt.corpus.manifest import MANIFEST, Manifest, digest_of, parse_manifest
 from instructpt.errors import InstructPTError, NotFoundError, StorageError
 from instructpt.storage import Store
-from instructpt.training.files import file_entries, sha256_of
+from instructpt.storage.hashing import sha256_of_file
+from instructpt.training.files import file_entries
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def _fetch(store: Store, step: int, key: str, folder: Path) -> str | None:
             return "it is of a training with another spec"
         for file in manifest.files:
             store.download(f"{base}/{file.path}", folder / file.path)
-            if sha256_of(folder / file.path) != file.sha256:
+            if sha256_of_file(folder / file.path) != file.sha256:
                 return f"{file.path} is not the file that was written (truncated or changed)"
         if {STATE, TRAINER} - {file.path for file in manifest.files}:
             return "its manifest names no state"
@@ -167,7 +168,7 @@ class Saver:
         for file in files:
             back = folder / f"{file.path}.back"
             self._store.download(f"{base}/{file.path}", back)
-            if sha256_of(back) != file.sha256:
+            if sha256_of_file(back) != file.sha256:
                 raise StorageError(f"{self._store.uri}/{base}/{file.path} reads back different from what was written")
             back.unlink()
         manifest = Manifest(

@@ -12,7 +12,7 @@ from instructpt.api.runspec import TrainSource
 from instructpt.corpus.manifest import Manifest, load_manifest, load_objects
 from instructpt.errors import ConfigError, CorpusError
 from instructpt.storage import FilesystemStore, Store, open_store
-from instructpt.training.files import sha256_of
+from instructpt.storage.hashing import sha256_of_file
 from instructpt.training.mixture import SourceRows
 from instructpt.training.tokenshards import EXTENSION, Row, TokenShard
 
@@ -66,10 +66,10 @@ def _fetch(store: Store, key: str, sha256: str, cache: Path) -> Path | None:
         return None
     if isinstance(store, FilesystemStore):
         path = store.path(key)
-        return path if path.is_file() and sha256_of(path) == sha256 else None
+        return path if path.is_file() and sha256_of_file(path) == sha256 else None
     path = cache / f"{sha256}.{EXTENSION}"
     for _ in range(2):
-        if path.is_file() and sha256_of(path) == sha256:
+        if path.is_file() and sha256_of_file(path) == sha256:
             return path
         if not store.exists(key):
             return None

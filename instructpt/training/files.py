@@ -11,6 +11,7 @@ from instructpt.api.runspec import ResolvedInput
 from instructpt.corpus.manifest import MANIFEST, FileEntry, load_manifest
 from instructpt.errors import ConfigError, StorageError
 from instructpt.storage import FilesystemStore, Scheme, open_store, parse_uri
+from instructpt.storage.hashing import sha256_of_file
 from instructpt.storage.models import fetch_model
 
 TOKENIZER_FILES = (
@@ -24,22 +25,12 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
-_CHUNK = 1 << 20
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def file_entries(folder: Path) -> tuple[FileEntry, ...]:
     """Entries of all files directly in a folder, by name."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
-    return tuple(FileEntry(path=p.name, bytes=p.stat().st_size, sha256=sha256_of(p)) for p in paths)
+    return tuple(FileEntry(path=p.name, bytes=p.stat().st_size, sha256=sha256_of_file(p)) for p in paths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +84,7 @@ def tokenizer_folder(input_: ResolvedInput, cache: Path) -> TokenizerFolder:
             if not (folder / file.path).is_file():
                 store.download(file.path, folder / file.path)
     for file in wanted:
-        if not (folder / file.path).is_file() or sha256_of(folder / file.path) != file.sha256:
+        if not (folder / file.path).is_file() or sha256_of_file(folder / file.path) != file.sha256:
             raise StorageError(f"{store.uri}/{file.path} is not the file that its manifest names", fix="make it again")
     return _described(folder, manifest.digest)
 
@@ -102,7 +93,7 @@ def _described(folder: Path, digest: str | None = None) -> TokenizerFolder:
     total = hashlib.sha256()
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
-            total.update(f"{name}\0{sha256_of(folder / name)}\n".encode())
+            total.update(f"{name}\0{sha256_of_file(folder / name)}\n".encode())
     content = "sha256:" + total.hexdigest()
     return TokenizerFolder(folder=folder, digest=digest or content, content=content)
 

@@ -348,7 +348,9 @@ def to_tensors(batch: Batch, device: torch.device) -> Mapping[str, Tensor]:
 
 
 def choose_device(section: TrainRun, ranks: Ranks) -> torch.device:
-    """The GPU of this rank where there is one, else the CPU; ``INSTRUCTPT_DEVICE=cpu`` keeps to the CPU.
+    """The GPU of this rank if every rank of the node can have one, else the CPU: ranks on both would not be one group.
+
+    ``INSTRUCTPT_DEVICE=cpu`` keeps to the CPU.
 
     Raises:
         EnvironmentNotReadyError: The spec asks for more GPUs than torch sees.
@@ -361,7 +363,10 @@ def choose_device(section: TrainRun, ranks: Ranks) -> torch.device:
             value=section.gpus_per_node,
             fix="lower it (0 trains on the CPU), or install the driver and a CUDA build of torch",
         )
-    if there > ranks.local_rank and os.environ.get("INSTRUCTPT_DEVICE") != "cpu":
+    local = section.gpus_per_node or section.processes_per_node
+    if 0 < there < local:
+        log.info("%d GPUs are too few for the %d ranks of this node: training on the CPU", there, local)
+    if there >= local and os.environ.get("INSTRUCTPT_DEVICE") != "cpu":
         torch.cuda.set_device(ranks.local_rank)
         return torch.device("cuda", ranks.local_rank)
     return torch.device("cpu")

@@ -65,7 +65,9 @@ def main(folder: Path) -> int:
         return 1
     except BaseException as error:
         traceback.print_exc()
-        _leave(folder, {"type": "TrainingError", "message": f"{type(error).__name__}: {error}"})
+        # Most often a peer was killed and this rank's collective failed: whoever retries starts from the checkpoint.
+        message = f"{type(error).__name__}: {error}"
+        _leave(folder, {"type": "TrainingError", "message": message, "retryable": True})
         return 1
     finally:
         ended.set()

@@ -82,8 +82,8 @@ class CorpusSpec(CorpusSource, RunPolicy):
         ),
     ] = None
     tokenizer: Annotated[
-        str | None,
-        Field(default=None, max_length=2048, description="Tokenizer to count tokens with; empty estimates them."),
+        Uri | None,
+        Field(default=None, description="Tokenizer to count tokens with; empty estimates them."),
     ] = None
 
 

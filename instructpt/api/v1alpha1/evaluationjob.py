@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from instructpt.api.base import ApiModel, Input, PrinterColumn, Resource, Rule, StorageSpec
+from instructpt.api.base import ApiModel, Input, PrinterColumn, Resource, Rule, Seed, StorageSpec
 from instructpt.api.common import CommonStatus, Resources, RunPolicy
 from instructpt.api.v1alpha1.synthesisjob import SplitName
 
@@ -46,14 +46,14 @@ class EvaluationSettings(ApiModel):
     max_answer_tokens: Annotated[int, Field(default=16, ge=1, le=1024, description="Longest generated answer.")] = 16
     gate: Annotated[Gate | None, Field(default=None, description="When the answer is yes.")] = None
     resources: Annotated[Resources, Field(default_factory=Resources, description="What the worker asks for.")]
-    seed: Annotated[int, Field(default=7, ge=0, description="Seed of the choice of documents and questions.")] = 7
+    seed: Annotated[Seed, Field(default=7, description="Seed of the choice of documents and questions.")] = 7
 
 
 class Candidate(Input):
     """One model to measure."""
 
     name: Annotated[str, Field(max_length=63, description="Name in the table, such as the arm.")]
-    seed: Annotated[int | None, Field(default=None, ge=0, description="Seed it was trained with.")] = None
+    seed: Annotated[Seed | None, Field(default=None, description="Seed it was trained with.")] = None
 
 
 class EvaluationJobSpec(EvaluationSettings, RunPolicy):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from instructpt.api.base import ApiModel, Count, Name, PrinterColumn, Resource, Rule, StorageSpec
+from instructpt.api.base import ApiModel, Count, Name, PrinterColumn, Resource, Rule, Seed, StorageSpec, Uri
 from instructpt.api.common import CommonStatus, RunPolicy
 from instructpt.api.v1alpha1.corpus import CorpusSource, Split
 from instructpt.api.v1alpha1.evaluationjob import EvaluationSettings
@@ -44,10 +44,9 @@ class TuneSpec(ApiModel):
         TokenizerSpec | None, Field(default=None, description="Tokenizer; empty takes that of init.")
     ] = None
     tasks: Annotated[
-        str,
+        Uri,
         Field(
             default="mined",
-            max_length=2048,
             description="mined takes the tune part and rules; else the URI of an augmented corpus.",
         ),
     ] = "mined"
@@ -130,6 +129,14 @@ class ArmOverrides(ApiModel):
 class Arm(ApiModel):
     """One way to train, compared with the others at an equal token budget."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "name must not be untrained, majority or chance: these are rows of the report",
+            "!(self.name in ['untrained', 'majority', 'chance'])",
+            lambda s: s.name not in ("untrained", "majority", "chance"),
+        ),
+    )
+
     name: Annotated[
         Name,
         Field(
@@ -161,7 +168,7 @@ class InstructionPretrainingSpec(RunPolicy):
         ),
     ] = (Arm(name="instruct"), Arm(name="vanilla"))
     seeds: Annotated[
-        tuple[int, ...],
+        tuple[Seed, ...],
         Field(
             default=(1,),
             min_length=1,

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from instructpt.api.base import ApiModel, Count, Input, ObjectRef, PrinterColumn, Resource, Rule, Share, StorageSpec
+from instructpt.api.base import (
+    ApiModel,
+    Count,
+    Input,
+    ObjectRef,
+    PrinterColumn,
+    Resource,
+    Rule,
+    Seed,
+    Share,
+    StorageSpec,
+    Uri,
+)
 from instructpt.api.common import CommonStatus, Resources, RunPolicy
+
+_SECRET = re.compile("key$|token$|secret|password")
 
 SplitName = Literal["tune", "train", "heldOut"]
 
@@ -17,8 +32,8 @@ class Synthesizer(ApiModel):
     """The model that writes the pairs, and the wire format it was tuned on."""
 
     model: Annotated[
-        str | None,
-        Field(default=None, max_length=2048, description="Hub id, s3:// prefix with a manifest, or a folder."),
+        Uri | None,
+        Field(default=None, description="Hub id, s3:// prefix with a manifest, or a folder."),
     ] = None
     ref: Annotated[ObjectRef | None, Field(default=None, description="TrainingJob whose export is the model.")] = None
     profile: Annotated[
@@ -42,8 +57,8 @@ class Engine(ApiModel):
     ] = "vllm"
     resources: Annotated[Resources, Field(default_factory=Resources, description="What one worker asks for.")]
     endpoint: Annotated[
-        str | None,
-        Field(default=None, max_length=2048, description="Of engine openai: base URL of the server, ending in /v1."),
+        Uri | None,
+        Field(default=None, description="Of engine openai: base URL of the server, ending in /v1."),
     ] = None
     concurrency: Annotated[
         int | None,
@@ -58,6 +73,11 @@ class Engine(ApiModel):
         ),
     ]
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "engine.args must not hold secrets: they stand in manifests; put a key in INSTRUCTPT_OPENAI_API_KEY",
+            "!has(self.args) || self.args.all(k, !k.lowerAscii().matches('key$|token$|secret|password'))",
+            lambda s: not any(_SECRET.search(k.lower()) for k in s.args),
+        ),
         Rule(
             "engine openai needs engine.endpoint, such as http://server:8000/v1",
             "self.name != 'openai' || has(self.endpoint)",
@@ -109,7 +129,8 @@ class SynthesisSettings(ApiModel):
     layout: Annotated[
         Literal["chain-local", "reference"],
         Field(
-            default="chain-local", description="How documents form chains; reference has rounds over the whole input."
+            default="chain-local",
+            description="How documents form chains; reference has the reference code's rounds, within a micro-shard.",
         ),
     ] = "chain-local"
     sampling: Annotated[Sampling, Field(default_factory=Sampling, description="How completions are drawn.")]
@@ -122,7 +143,7 @@ class SynthesisSettings(ApiModel):
     lease_seconds: Annotated[
         int, Field(default=60, ge=5, le=3600, description="A worker silent for this long loses its micro-shard.")
     ] = 60
-    seed: Annotated[int, Field(default=12345, ge=0, description="Seed of templates and sampling.")] = 12345
+    seed: Annotated[Seed, Field(default=12345, description="Seed of templates and sampling.")] = 12345
 
 
 class SynthesisJobSpec(SynthesisSettings, RunPolicy):

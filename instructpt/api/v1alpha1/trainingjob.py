@@ -16,6 +16,7 @@ from instructpt.api.base import (
     PrinterColumn,
     Resource,
     Rule,
+    Seed,
     StorageSpec,
     Uri,
 )
@@ -30,11 +31,10 @@ class ModelInit(ApiModel):
     """Where the weights start: exactly one of a model, another job's export, a preset or a config."""
 
     from_: Annotated[
-        str | None,
+        Uri | None,
         Field(
             default=None,
             alias="from",
-            max_length=2048,
             description="Model to continue from: hub id, s3:// prefix or folder.",
         ),
     ] = None
@@ -77,9 +77,9 @@ class TokenizerTrain(ApiModel):
 class TokenizerSpec(ApiModel):
     """Which tokenizer: a model's, or one trained in the preparation stage."""
 
-    from_: Annotated[
-        str | None, Field(default=None, alias="from", max_length=2048, description="Hub id, s3:// prefix or folder.")
-    ] = None
+    from_: Annotated[Uri | None, Field(default=None, alias="from", description="Hub id, s3:// prefix or folder.")] = (
+        None
+    )
     train: Annotated[TokenizerTrain | None, Field(default=None, description="Train one.")] = None
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -187,7 +187,12 @@ class CheckpointSpec(ApiModel):
     every_steps: Annotated[int, Field(default=200, ge=1, description="Steps between checkpoints.")] = 200
     keep: Annotated[int, Field(default=2, ge=1, le=100, description="Checkpoints that stay.")] = 2
     upload_bytes_per_second: Annotated[
-        int, Field(default=200_000_000, ge=1, description="Rate that the grace period is planned from, a node.")
+        int,
+        Field(
+            default=200_000_000,
+            ge=1,
+            description="Rate that the grace period is planned from, a node. Acted on by a cluster alone.",
+        ),
     ] = 200_000_000
 
 
@@ -293,7 +298,7 @@ class TrainingJobSpec(TrainingSettings, RunPolicy):
             default="instruction-synthesizer", max_length=63, description="Of SynthesizerTuning: wire format to learn."
         ),
     ] = "instruction-synthesizer"
-    seed: Annotated[int, Field(default=1, ge=0, description="Seed of weights and order.")] = 1
+    seed: Annotated[Seed, Field(default=1, description="Seed of weights and order.")] = 1
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "source augmented, raw and tuning are known inside an InstructionPretraining only; use ref or uri",

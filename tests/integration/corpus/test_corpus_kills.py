@@ -9,7 +9,7 @@ import pytest
 from instructpt.corpus import inspect
 from instructpt.errors import CorpusError
 from instructpt.storage import MemoryStore, open_store
-from instructpt.storage.faults import FaultyStore, Killed, kill_points
+from faults import FaultyStore, Killed, kill_points
 
 TEXTS = [f"document {number} with some words in it" for number in range(30)]
 BAD = b'{"text": \n'

@@ -16,10 +16,10 @@ from instructpt.corpus.manifest import Manifest, ShardEntry, load_manifest, load
 from instructpt.corpus.shards import iter_corpus
 from instructpt.errors import ConfigError, CorpusError, TrainingError
 from instructpt.storage import open_store
+from instructpt.storage.hashing import sha256_of_file
 from instructpt.telemetry.context import WorkerContext
 from instructpt.training import prepare
 from instructpt.training.encoder import TextEncoder
-from instructpt.training.files import sha256_of
 from instructpt.training.tokenshards import TokenShard
 
 BOS, EOS = 0, 1
@@ -49,7 +49,7 @@ def rows(output: Path):
     manifest, objects = load_manifest(store), load_objects(store)
     for entry in manifest.shards:
         path = store.path(objects[entry.id])
-        assert sha256_of(path) == entry.sha256
+        assert sha256_of_file(path) == entry.sha256
         shard = TokenShard(path)
         yield from (shard.row(i) for i in range(shard.num_rows))
 
@@ -168,7 +168,7 @@ def augmented(tmp_path) -> PreparedSource:
     folder = tmp_path / "augmented"
     (folder / "data").mkdir(parents=True)
     write_chains(folder / "data" / "x.parquet", chains)
-    entry = ShardEntry(id="00000", counts={"documents": 4}, sha256=sha256_of(folder / "data" / "x.parquet"))
+    entry = ShardEntry(id="00000", counts={"documents": 4}, sha256=sha256_of_file(folder / "data" / "x.parquet"))
     manifest = Manifest(kind="augmented", code_version="test", shards=(entry,), counts={"documents": 4})
     digest = publish_manifest(open_store(str(folder)), manifest, objects={"00000": "data/x.parquet"})
     return PreparedSource(name="a", format="augmented", uri=str(folder), digest=digest)
@@ -248,7 +248,7 @@ def test_a_source_that_teaches_nothing_is_refused(tiny, tmp_path):
     folder = tmp_path / "augmented"
     (folder / "data").mkdir(parents=True)
     write_chains(folder / "data" / "x.parquet", [chain(0, [("text", [])], "text")])
-    entry = ShardEntry(id="0", counts={"documents": 1}, sha256=sha256_of(folder / "data" / "x.parquet"))
+    entry = ShardEntry(id="0", counts={"documents": 1}, sha256=sha256_of_file(folder / "data" / "x.parquet"))
     publish_manifest(
         open_store(str(folder)), Manifest(kind="augmented", code_version="t", shards=(entry,)),
         objects={"0": "data/x.parquet"},

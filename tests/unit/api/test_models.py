@@ -108,6 +108,15 @@ BAD = [
     ("equal arms", {"spec__arms": [{"name": "a"}, {"name": "a"}]}, "names of arms must differ"),
     ("equal seeds", {"spec__seeds": [1, 1]}, "seeds must differ"),
     ("credentials in a URI", {"spec__storage": {"uri": "s3://key:secret@lab/x"}}, "must not hold credentials"),
+    ("credentials in another URI", {"spec__corpus__uri": "s3://key:secret@lab/x"}, "spec.corpus.uri: must not hold"),
+    (
+        "credentials in an endpoint",
+        {"spec__synthesis__engine": {"name": "openai", "endpoint": "http://me:secret@server/v1"}},
+        "spec.synthesis.engine.endpoint: must not hold",
+    ),
+    ("a key among the arguments", {"spec__synthesis__engine": {"args": {"api_key": "x"}}}, "must not hold secrets"),
+    ("a reserved name", {"spec__arms": [{"name": "untrained"}]}, "rows of the report"),
+    ("a seed too large", {"spec__seeds": [2**31]}, "spec.seeds[0]"),
     ("openai without endpoint", {"spec__synthesis__engine": {"name": "openai"}}, "engine openai needs engine.endpoint"),
     ("yaml trap", {"spec__corpus__textField": True}, "put it in quotes"),
     ("arm sets tokens", {"spec__arms": [{"name": "a", "training": {"tokens": 5}}]}, "unknown field"),
@@ -119,7 +128,7 @@ def test_a_wrong_spec_is_refused_naming_field_value_and_fix(changes: dict[str, A
     with pytest.raises(ConfigError) as error:
         parse_resource(headline(**changes))
     assert said in str(error.value)
-    assert "secret" not in str(error.value) or "secretRef" in str(error.value)
+    assert "secret@" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
+from faults import FaultyStore, Killed, kill_points
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instructpt.corpus.ledger import Ledger
 from instructpt.errors import ConditionFailedError, ConfigError, CorpusError, StorageError
 from instructpt.storage import FilesystemStore, MemoryStore
-from instructpt.storage.faults import FaultyStore, Killed, kill_points
 
 LEASE = 60.0
 

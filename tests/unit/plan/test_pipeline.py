@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from instructpt.api.runspec import MAX_RUNSPEC_BYTES, RunSpec, StageResult
 from instructpt.api.v1alpha1 import InstructionPretraining
+from instructpt.api.v1alpha1.trainingjob import CheckpointSpec
 from instructpt.errors import ConfigError
 from instructpt.local.spec_file import load_resource, parse_resource
 from instructpt.plan import Plan, plan_resource
@@ -155,6 +156,71 @@ def test_source_tuning_needs_a_tuned_synthesizer() -> None:
     )
     with pytest.raises(ConfigError, match="no tuning set"):
         drive(resource)
+
+
+TRAINING = {"init": {"preset": "tiny"}, "tokens": 1000}
+SYNTHESIS = {"strategy": "mined", "engine": {"name": "mined"}}
+REF = {"kind": "TrainingJob", "name": "other"}
+REFUSED = [
+    (
+        {"training": {**TRAINING, "mixture": [{"source": "raw", "split": "heldOut"}]}},
+        r"split='heldOut': arms train on the train part alone",
+    ),
+    (
+        {"training": {"init": {"ref": REF}, "tokenizer": {"from": "a/b"}, "tokens": 1000}},
+        r"spec.training.init.ref='other': refers to another object",
+    ),
+    (
+        {"synthesis": {"synthesizer": {"ref": REF}, "engine": {"name": "transformers"}}},
+        r"spec.synthesis.synthesizer.ref='other'",
+    ),
+    ({"training": {**TRAINING, "sequenceLength": 4096}}, r"spec.sequenceLength=4096: the model has 2048 positions"),
+    (
+        {"training": {**TRAINING, "mixture": [{"uri": "a", "format": "text", "name": "x"}] * 2}},
+        r"spec.mixture\[1\].name='x': is the name of two sources",
+    ),
+    ({"evaluation": {"gate": {"metric": "average"}}}, r"spec.evaluation.gate.metric='average'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), REFUSED, ids=lambda v: v if isinstance(v, str) else "")
+def test_what_could_only_fail_later_is_refused_by_the_plan(changes: dict[str, Any], said: str) -> None:
+    base = {"synthesis": SYNTHESIS} if "synthesis" not in changes else {}
+    with pytest.raises(ConfigError, match=said):
+        plan_resource(quickstart(**base, **changes), {}, code_version=VERSION)
+
+
+def test_a_tuned_synthesizer_must_hold_the_context_window() -> None:
+    resource = quickstart()
+    synthesis = resource.to_wire()["spec"]["synthesis"]
+    synthesis["sampling"]["contextWindow"] = 8192
+    with pytest.raises(ConfigError, match="contextWindow=8192: the synthesizer has 2048 positions"):
+        plan_resource(quickstart(synthesis=synthesis), {}, code_version=VERSION)
+
+
+def test_vanilla_merges_raw_with_what_replaces_augmented() -> None:
+    mixture = [{"source": "augmented", "weight": 3}, {"source": "raw", "weight": 1}]
+    _, plan = drive(quickstart(synthesis=SYNTHESIS, training={**TRAINING, "mixture": mixture}))
+    runspec = plan.stage("train-vanilla").runspec
+    assert runspec is not None
+    assert runspec.train is not None
+    assert [(s.name, s.weight) for s in runspec.train.sources] == [("raw", 4.0)]
+
+
+def test_a_tokenizer_is_trained_on_the_corpus_that_was_named() -> None:
+    tokenizer = {"train": {"vocabSize": 2048, "corpus": {"uri": "my/own/corpus"}}}
+    _, plan = drive(quickstart(synthesis=SYNTHESIS, training={**TRAINING, "tokenizer": tokenizer}))
+    runspec = plan.stage("train-instruct.tokenizer").runspec
+    assert runspec is not None
+    assert runspec.tokenizer is not None
+    assert runspec.tokenizer.source.uri == "my/own/corpus"
+
+
+def test_how_often_checkpoints_are_written_changes_no_key() -> None:
+    resource = quickstart()
+    training = resource.spec.training.model_copy(update={"checkpoint": CheckpointSpec(every_steps=7, keep=5)})
+    other = resource.model_copy(update={"spec": resource.spec.model_copy(update={"training": training})})
+    assert drive(resource)[1].stage("train-instruct").key == drive(other)[1].stage("train-instruct").key
 
 
 def test_a_ref_needs_a_cluster() -> None:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from faults import FaultyStore, Killed, kill_points
 
 from instructpt.errors import StorageError
 from instructpt.storage import MemoryStore, Store
-from instructpt.storage.faults import FaultyStore, Killed, kill_points
 
 
 def test_requests_are_counted_by_verb(tmp_path):

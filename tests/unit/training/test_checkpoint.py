@@ -3,10 +3,10 @@ from __future__ import annotations
 import logging
 
 import pytest
+from faults import FaultyStore
 
 from instructpt.errors import StorageError
 from instructpt.storage import MemoryStore
-from instructpt.storage.faults import FaultyStore
 from instructpt.training.checkpoint import LATEST, STATE, TRAINER, Saver, fetch_latest
 
 KEY = "k" * 16

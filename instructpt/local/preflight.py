@@ -1,0 +1,83 @@
+"""What can be found wrong on this machine before a run spends anything: names of plug-ins, model folders, nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from instructpt.api.v1alpha1 import InstructionPretraining, SynthesisJob, TrainingJob
+from instructpt.api.v1alpha1.synthesisjob import SynthesisSettings
+from instructpt.api.v1alpha1.trainingjob import ModelInit, TrainingSettings
+from instructpt.errors import ConfigError
+from instructpt.plan.planner import AnyResource
+
+
+def preflight(resource: AnyResource) -> None:
+    """Refuse what a worker would refuse later.
+
+    Raises:
+        ConfigError: An unknown strategy, profile or template set, a model folder that is not there, or several nodes.
+    """
+    match resource:
+        case SynthesisJob(spec=spec):
+            _synthesis("spec", spec, spec.strategy, spec.synthesizer)
+        case TrainingJob(spec=spec):
+            _training("spec", spec)
+            _profile("spec.profile", spec.profile)
+        case InstructionPretraining(spec=spec):
+            _synthesis("spec.synthesis", spec.synthesis, spec.synthesis.strategy, spec.synthesis.synthesizer)
+            _training("spec.training", spec.training)
+            for index, arm in enumerate(spec.arms):
+                if arm.training.init is not None:
+                    _model(f"spec.arms[{index}].training.init.from", arm.training.init.from_)
+            tune = spec.synthesis.synthesizer.tune if spec.synthesis.synthesizer else None
+            if tune is not None:
+                _init("spec.synthesis.synthesizer.tune.init", tune.init)
+
+
+def _synthesis(field: str, settings: SynthesisSettings, strategy: str, synthesizer: Any) -> None:
+    from instructpt.synthesis import strategies, templates
+
+    _named(f"{field}.strategy", strategy, strategies.load)
+    _named(f"{field}.templates", settings.templates, templates.load)
+    if synthesizer is not None:
+        _profile(f"{field}.synthesizer.profile", synthesizer.profile)
+        _model(f"{field}.synthesizer.model", synthesizer.model)
+
+
+def _training(field: str, settings: TrainingSettings) -> None:
+    _init(f"{field}.init", settings.init)
+    if settings.tokenizer is not None:
+        _model(f"{field}.tokenizer.from", settings.tokenizer.from_)
+    if settings.nodes > 1:
+        raise ConfigError(
+            "needs a cluster; a run on this machine has one node",
+            field=f"{field}.nodes",
+            value=settings.nodes,
+            fix="set nodes: 1 and processesPerNode or gpusPerNode, or apply the file to a cluster",
+        )
+
+
+def _init(field: str, init: ModelInit) -> None:
+    _model(f"{field}.from", init.from_)
+
+
+def _profile(field: str, name: str) -> None:
+    from instructpt.synthesis import profiles
+
+    _named(field, name, profiles.load)
+
+
+def _named(field: str, name: str, load: Any) -> None:
+    try:
+        load(name)
+    except ConfigError as error:
+        raise ConfigError(error.message, field=field, value=name, fix=error.fix) from error
+
+
+def _model(field: str, uri: str | None) -> None:
+    """A path that is plainly a folder must be one; anything else may be a hub id or a prefix."""
+    if uri is None or "://" in uri or not uri.startswith((".", "/", "~")):
+        return
+    if not Path(uri).expanduser().is_dir():
+        raise ConfigError("the model folder does not exist", field=field, value=uri, fix="correct the path")
