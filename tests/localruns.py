@@ -86,7 +86,7 @@ def pipeline(folder: Path, *, storage: str | None = None, **spec: Any) -> Path:
         "synthesis": {
             "synthesizer": {
                 "tune": {
-                    "init": TINY, "tokenizer": {"train": {"vocabSize": 400}}, "tokens": 100_000, "sequenceLength": 256,
+                    "init": TINY, "tokenizer": {"train": {"vocabSize": 400}}, "tokens": 160_000, "sequenceLength": 256,
                     "globalBatchRows": 2, "microBatchRows": 2,
                     "optimizer": {"learningRate": 0.005},
                 }

@@ -12,9 +12,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from faults import FaultyStore
+
 from instructpt import storage
 from instructpt.api.runspec import RunSpec
-from faults import FaultyStore
 from instructpt.synthesis import worker
 from instructpt.telemetry.context import WorkerContext
 

@@ -85,3 +85,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        fix = "give this user access or free space there, or name another place (--runs FOLDER)"
+        talk.print("[bold red]Error[/]: ", end="")
+        talk.print(f"{where}{error.strerror or error}; {fix}", markup=False)
+        sys.exit(EXIT_NOT_READY)

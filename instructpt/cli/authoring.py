@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 import platform
+import shlex
 from importlib import metadata, resources, util
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from instructpt.api.v1alpha1 import KINDS, InstructionPretraining
 from instructpt.api.version import VERSION
-from instructpt.cli.console import Output, duration, emit, out, quantity, size, talk
+from instructpt.cli.console import Output, command, duration, emit, out, quantity, size, talk
 from instructpt.cli.lifecycle import OutputOption
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, InstructPTError
 from instructpt.local.preflight import preflight
@@ -38,7 +40,8 @@ def init(
         raise ConfigError("is not empty", field="FOLDER", value=str(folder), fix="name another folder")
     written = write_demo(folder, documents)
     talk.print(f"Wrote {folder / 'pipeline.yaml'} and {written} documents below {folder / 'corpus'}.")
-    talk.print(f"Next: cd {folder} && instructpt plan pipeline.yaml && instructpt run pipeline.yaml")
+    plan_it, run_it = command("plan", "pipeline.yaml"), command("run", "pipeline.yaml")
+    talk.print(f"Next: cd {shlex.quote(str(folder))} && {plan_it} && {run_it}", markup=False)
 
 
 def validate(file: FileArgument, output: OutputOption = Output.TABLE) -> None:
@@ -173,7 +176,11 @@ def check(
     file: Annotated[Path | None, typer.Argument(help="Also check what this file needs.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Say whether this machine is ready: packages, device, storage."""
+    """Say whether this machine is ready: Python, packages, device, disk.
+
+    With a file also whether its storage can be reached and written (with the credentials that are taken), whether
+    its corpus is there, and whether its folders of models and tokenizers are. Hub names are not looked up.
+    """
     from instructpt.local.check import check_file, check_machine
 
     rows = check_machine()
@@ -184,7 +191,8 @@ def check(
     else:
         for row in rows:
             mark = {True: "[green]ok  [/]", False: "[red]miss[/]", None: "[dim]-   [/]"}[row.ok]
-            out.print(f"{mark} {row.what:<22} {row.found}" + (f"  -> {row.fix}" if row.fix else ""))
+            said = f"{row.what:<22} {row.found}" + (f"  -> {row.fix}" if row.fix else "")
+            out.print(f"{mark} {escape(said)}")
     missing = [r for r in rows if r.ok is False]
     if missing:
         raise EnvironmentNotReadyError(f"{len(missing)} of {len(rows)} checks failed")
@@ -214,7 +222,7 @@ def copy_recipe(
     if path.exists():
         raise ConfigError(f"{path} exists", fix="name another file")
     path.write_text(found[name].read_text(), encoding="utf-8")
-    talk.print(f"Wrote {path}. Next: instructpt plan {path}")
+    talk.print(f"Wrote {path}. Next: {command('plan', str(path))}", markup=False)
 
 
 def _recipe_files() -> list[Any]:

@@ -11,6 +11,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from instructpt.local.command import command
+
+__all__ = ["Output", "command", "duration", "emit", "is_interactive", "out", "quantity", "size", "talk"]
+
 out = Console(soft_wrap=True, highlight=False)
 talk = Console(stderr=True, soft_wrap=True, highlight=False)
 

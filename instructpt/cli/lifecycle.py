@@ -7,23 +7,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from instructpt.api.version import VERSION
-from instructpt.cli.console import Output, duration, emit, is_interactive, out, size, talk
+from instructpt.cli.console import Output, command, duration, emit, is_interactive, out, size, talk
 from instructpt.cli.panel import Panel, figures_text
 from instructpt.errors import ConfigError, EnvironmentNotReadyError
-from instructpt.local.folder import RunFolder
+from instructpt.local.command import DEFAULT_RUNS
+from instructpt.local.folder import RunFolder, storage_folder
 from instructpt.local.observe import live_workers, observe_run
-from instructpt.local.run import DEFAULT_RUNS, RunFailedError, delete_run
+from instructpt.local.run import RunFailedError, delete_run
 from instructpt.local.run import run as run_resource
 from instructpt.local.spec_file import load_resource
 from instructpt.plan import Plan, plan_resource
 from instructpt.plan.planner import AnyResource
 from instructpt.plan.status import Judged, judge
+
+if TYPE_CHECKING:
+    from instructpt.storage import Store
 
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of the run folders.")]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="table, json or yaml.")]
@@ -45,7 +50,7 @@ def run(
     if detach:
         _detach(resource, runs, sample)
         return
-    again = f"instructpt run {file}" + ("" if runs == DEFAULT_RUNS else f" --runs {runs}")
+    again = command("run", str(file), *_sampled(sample), runs=runs)
     panel = Panel()
     try:
         outcome = run_resource(resource, runs=runs, sample=sample, listener=panel)
@@ -59,7 +64,7 @@ def run(
         if resource.spec.suspend:
             talk.print(f"{resource.kind} {name} is suspended (spec.suspend is true).")
             return
-        talk.print(f"Stopped cleanly, nothing lost. Go on: {again}")
+        talk.print(f"Stopped cleanly, nothing lost. Go on: {again}", markup=False)
         raise typer.Exit(130)
     _show_results(outcome.plan, runs / name, output, sample=sample)
 
@@ -72,7 +77,7 @@ def _show_results(plan: Plan, folder: Path, output: Output, *, sample: int | Non
         return
     stage = plan.stages[-1]
     if stage.kind == "synthesize" and stage.result is not None and stage.output is not None:
-        print_pair_quality(stage, output)
+        print_pair_quality(stage, folder, output)
         return
     result = stage.result.to_wire() if stage.result else {}
     emit(result, Output.YAML if output is Output.TABLE else output)
@@ -88,22 +93,41 @@ def _explain_failure(error: RunFailedError, folder: Path, again: str) -> None:
         for line in failure.last_lines:
             talk.print(f"  | {line}", markup=False)
     hint = "correct that, then" if failure.permanent else "nothing is lost; go on with"
-    talk.print(f"\nWhat next: {hint}: {again}")
-    talk.print(f"The whole log: instructpt logs {folder} --task {failure.step}")
+    talk.print(f"\nWhat next: {hint}: {again}", markup=False)
+    whole = command("logs", folder.name, "--task", failure.step, runs=folder.parent)
+    talk.print(f"The whole log: {whole}", markup=False)
+
+
+def _sampled(sample: int | None) -> list[str]:
+    return ["--sample", str(sample)] if sample else []
 
 
 def _detach(resource: AnyResource, runs: Path, sample: int | None) -> None:
+    """Start the run in the background, and stay until it holds its folder or has failed."""
     name = resource.metadata.name
     folder = RunFolder(path=runs / name)
+    look = command("status", name, runs=runs)
     if folder.running_pid() is not None:
-        raise EnvironmentNotReadyError(f"run folder {folder.path} is in use", fix=f"instructpt status {name}")
+        raise EnvironmentNotReadyError(f"run folder {folder.path} is in use", fix=look)
     folder.prepare(resource)
-    command = [sys.executable, "-m", "instructpt", "run", str(folder.path / "spec.yaml"), "--runs", str(runs)]
-    command += ["--sample", str(sample)] if sample else []
-    with (folder.path / "run.log").open("ab") as log:
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    talk.print(f"{name} runs in the background.")
-    talk.print(f"Follow it: instructpt logs {name} -f    Look: instructpt status {name}    End: instructpt stop {name}")
+    argv = [sys.executable, "-m", "instructpt", "run", str(folder.path / "spec.yaml"), "--runs", str(runs)]
+    log = folder.path / "run.log"
+    with log.open("ab") as target:
+        began = target.tell()
+        child = subprocess.Popen(
+            [*argv, *_sampled(sample)], stdin=subprocess.DEVNULL, stdout=target, stderr=target, start_new_session=True
+        )
+    while child.poll() is None and folder.running_pid() != child.pid:
+        time.sleep(0.1)
+    if child.returncode:
+        said = log.read_bytes()[began:].decode("utf-8", "replace").splitlines()
+        talk.print(f"{name} ended at once with exit code {child.returncode}; the end of {log}:", markup=False)
+        for line in said[-20:]:
+            talk.print(f"  | {line}", markup=False)
+        raise typer.Exit(child.returncode)
+    talk.print(f"{name} is done." if child.returncode == 0 else f"{name} runs in the background.")
+    follow, end = command("logs", name, "-f", runs=runs), command("stop", name, runs=runs)
+    talk.print(f"Follow it: {follow}    Look: {look}    End: {end}", markup=False)
 
 
 def find_folder(name: str, runs: Path) -> RunFolder:
@@ -126,7 +150,7 @@ def judge_folder(folder: RunFolder) -> tuple[AnyResource, Plan, Judged]:
     from instructpt.local.executor import verified_results
 
     resource = load_resource(folder.path / "spec.yaml")
-    plan = plan_resource(resource, verified_results(folder), code_version=VERSION)
+    plan = plan_resource(resource, verified_results(folder), code_version=VERSION, sample=folder.sample)
     return resource, plan, judge(resource, plan, observe_run(folder))
 
 
@@ -150,7 +174,8 @@ def status(
 
 
 def _print_status(folder: RunFolder, resource: AnyResource, plan: Plan, judged: Judged) -> None:
-    out.print(f"{resource.kind} {resource.metadata.name}: [bold]{judged.phase}[/]")
+    part = f" (a sample of {folder.sample} documents)" if folder.sample else ""
+    out.print(f"{resource.kind} {resource.metadata.name}: [bold]{judged.phase}[/]{part}")
     states, observed = folder.states(), observe_run(folder)
     for stage in plan.stages:
         state, seen = states.get(stage.step), observed.stages.get(stage.step)
@@ -175,24 +200,35 @@ def logs(
     task: Annotated[str | None, typer.Option(help="Only this task, such as synthesis or train-instruct.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
 ) -> None:
-    """Print the workers' logs."""
+    """Print the logs of a detached run and of the workers."""
     folder = find_folder(name, runs)
     seen: dict[Path, int] = {}
     while True:
-        files = sorted((folder.path / "tasks").glob(f"{task or '*'}/*.log"), key=lambda p: p.stat().st_mtime)
-        if task is not None and not files:
-            tasks = sorted(p.name for p in (folder.path / "tasks").iterdir())
-            raise ConfigError("has no log", field="--task", value=task, fix=f"use one of {', '.join(tasks)}")
+        files = _log_files(folder, task)
+        runs_on = follow and folder.running_pid() is not None
+        if task is not None and not files and not runs_on:
+            tasks = sorted(p.parent.name for p in (folder.path / "tasks").glob("*/*.log"))
+            known = f"use one of {', '.join(dict.fromkeys(tasks))}" if tasks else "no task has started yet"
+            raise ConfigError("has no log", field="--task", value=task, fix=known)
         for path in files:
             with path.open("rb") as log:
                 log.seek(seen.get(path, 0))
                 text = log.read().decode("utf-8", "replace")
                 seen[path] = log.tell()
+            label = path.stem if path.parent == folder.path else f"{path.parent.name}/{path.stem}"
             for line in text.splitlines():
-                print(f"{path.parent.name}/{path.stem} | {line}")
-        if not follow or folder.running_pid() is None:
+                print(f"{label} | {line}")
+        if not runs_on:
             return
         time.sleep(0.5)
+
+
+def _log_files(folder: RunFolder, task: str | None) -> list[Path]:
+    """Oldest first; the executor's own log only where no task is named."""
+    files = [*(folder.path / "tasks").glob(f"{task or '*'}/*.log")]
+    if task is None:
+        files += folder.path.glob("run.log")
+    return sorted(files, key=lambda p: p.stat().st_mtime)
 
 
 def stop(name: NameArgument, runs: RunsOption = DEFAULT_RUNS) -> None:
@@ -205,7 +241,12 @@ def stop(name: NameArgument, runs: RunsOption = DEFAULT_RUNS) -> None:
     os.kill(pid, signal.SIGINT)
     while folder.running_pid() == pid:
         time.sleep(0.1)
-    talk.print(f"Stopped, nothing lost. Go on: instructpt run {folder.path / 'spec.yaml'}")
+    talk.print(f"Stopped, nothing lost. Go on: {_again(folder)}", markup=False)
+
+
+def _again(folder: RunFolder) -> str:
+    """The command that goes on with a run folder."""
+    return command("run", str(folder.path / "spec.yaml"), *_sampled(folder.sample), runs=folder.path.parent)
 
 
 def delete(
@@ -216,7 +257,8 @@ def delete(
     """Remove a run folder; data that lie outside it stay."""
     folder = find_folder(name, runs)
     storage = load_resource(folder.path / "spec.yaml").spec.storage.uri
-    inside = "://" not in storage and folder.path.resolve() in Path(storage).resolve().parents
+    place, here = storage_folder(storage), folder.path.resolve()
+    inside = place is not None and (place == here or here in place.parents)
     what = f"{folder.path}" + (" with all its data" if inside else f"; the data in {storage} stay")
     if not yes:
         if not is_interactive():
@@ -258,8 +300,32 @@ def requeue(
     if stage is None or stage.runspec is None or stage.output is None:
         steps = [s.step for s in plan.stages if s.kind == "synthesize"]
         raise ConfigError("has no dead letters", field="--step", value=step, fix=f"use one of {', '.join(steps)}")
+    store, key = open_store(stage.output.uri, access=stage.output), stage.runspec.work_key()
     with folder.locked():
-        shards = requeue_shards(
-            open_store(stage.output.uri, access=stage.output), stage.runspec.work_key(), reason=reason
-        )
-    talk.print(f"{shards} micro-shards will be made again. Go on: instructpt run {folder.path / 'spec.yaml'}")
+        reasons = _dead_letter_reasons(store, key)
+        if reasons and reason is not None and reason not in reasons:
+            known = ", ".join(f"{name} ({count})" for name, count in reasons.items())
+            raise ConfigError(
+                "no dead letter has this reason", field="--reason", value=reason, fix=f"there are {known}"
+            )
+        shards = requeue_shards(store, key, reason=reason) if reasons else 0
+    if not shards:
+        talk.print(f"Step {step} of {folder.path.name} has no dead letters; nothing is made again.")
+        return
+    talk.print(f"{shards} micro-shards will be made again. Go on: {_again(folder)}", markup=False)
+
+
+def _dead_letter_reasons(store: Store, work_key: str) -> dict[str, int]:
+    """Reason -> how many dead letters the committed micro-shards have."""
+    from instructpt.corpus.ledger import Ledger
+    from instructpt.synthesis.work import prefix_of
+
+    prefix = prefix_of(work_key)
+    shards = [info.key.rpartition("/")[2] for info in store.list(f"{prefix}/commits/")]
+    ledger = Ledger(store, prefix, worker_id="requeue", lease_seconds=60, shards=shards, parallel=False)
+    found: Counter[str] = Counter()
+    for commit in ledger.committed().values():
+        for name, count in commit.record.get("counts", {}).items():
+            if name.startswith("dead_letters_") and count:
+                found[name.removeprefix("dead_letters_").replace("_", "-")] += int(count)
+    return dict(sorted(found.items()))

@@ -35,6 +35,12 @@ class Panel:
                 self._announced.add(stage.step)
                 self._line(stage, counts_text(stage.result.counts), "already done")
 
+    def inputs_changed(self, stage: Stage) -> None:
+        """Say why finished stages run again."""
+        talk.print(
+            f"  {stage.step}: the corpus has changed since it was inspected: stages are made again", markup=False
+        )
+
     def stage_started(self, stage: Stage, attempt: int) -> None:
         """Begin a line."""
         self._started = self._last_plain = time.monotonic()

@@ -11,11 +11,11 @@ import typer
 from rich.markup import escape
 
 from instructpt.api.runspec import ResolvedInput
-from instructpt.cli.console import Output, emit, out, talk
+from instructpt.cli.console import Output, command, emit, out, talk
 from instructpt.cli.lifecycle import NameArgument, OutputOption, RunsOption, find_folder, judge_folder
 from instructpt.errors import ConfigError, NotFoundError
-from instructpt.local.run import DEFAULT_RUNS
-from instructpt.plan import Stage
+from instructpt.local.command import DEFAULT_RUNS
+from instructpt.plan import Plan, Stage
 
 
 class What(StrEnum):
@@ -36,7 +36,8 @@ def print_report(folder: Path, output: Output) -> None:
     path = folder / "report.json"
     if not path.exists():
         raise ConfigError(
-            f"{folder} has no report yet", fix="let the run finish: instructpt status shows how far it is"
+            f"{folder} has no report yet",
+            fix=f"let the run finish; how far it is: {command('status', folder.name, runs=folder.parent)}",
         )
     data = json.loads(path.read_text(encoding="utf-8"))
     if output is not Output.TABLE:
@@ -53,16 +54,16 @@ def show(
     name: Annotated[str | None, typer.Argument(help="Name of the run; empty takes the newest.")] = None,
     runs: RunsOption = DEFAULT_RUNS,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many.")] = 1,
+    step: Annotated[str | None, typer.Option(help="Step that made them, such as tuning-tasks.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show augmented texts with their pairs marked, raw documents, or dead letters."""
     folder = find_folder(name or _newest(runs), runs)
     _, plan, _ = judge_folder(folder)
-    wanted = "inspect" if what is What.DOCUMENTS else "synthesize"
-    stages = [s for s in plan.stages if s.kind == wanted and s.result is not None]
-    if not stages:
-        raise ConfigError(f"{folder.path.name} has no {what} yet", fix="let the run get that far")
-    stage = next((s for s in stages if s.step == "synthesis"), stages[-1])
+    stage = _stage(plan, "inspect" if what is What.DOCUMENTS else "synthesize", what, step)
+    if stage.result is None:
+        look = command("status", folder.path.name, runs=folder.path.parent)
+        raise ConfigError(f"step {stage.step} of {folder.path.name} has left no {what} yet", fix=f"see {look}")
     rows = _documents(stage, number) if what is What.DOCUMENTS else _chains(stage, number, what)
     if output is not Output.TABLE:
         emit(rows, output)
@@ -73,10 +74,21 @@ def show(
         talk.print(f"There are no {what}.")
 
 
+def _stage(plan: Plan, kind: str, what: What, step: str | None) -> Stage:
+    """The step that was asked for, else the synthesis: pairs that only tune a synthesizer are never shown instead."""
+    stages = {s.step: s for s in plan.stages if s.kind == kind}
+    if not stages:
+        raise ConfigError(f"{plan.kind} {plan.name} makes no {what}", fix="name a run that does")
+    wanted = step or ("synthesis" if "synthesis" in stages else next(reversed(stages)))
+    if wanted not in stages:
+        raise ConfigError(f"makes no {what}", field="--step", value=wanted, fix=f"use one of {', '.join(stages)}")
+    return stages[wanted]
+
+
 def _newest(runs: Path) -> str:
     found = sorted(runs.glob("*/spec.yaml"), key=lambda p: p.stat().st_mtime)
     if not found:
-        raise ConfigError(f"there is no run below {runs}/", fix="instructpt run FILE starts one")
+        raise ConfigError(f"there is no run below {runs}/", fix=f"{command('run', 'FILE', runs=runs)} starts one")
     return found[-1].parent.name
 
 
@@ -148,7 +160,7 @@ def mark_pairs(row: dict[str, Any]) -> str:
     return marked + escape(text[last:])
 
 
-def print_pair_quality(stage: Stage, output: Output) -> None:
+def print_pair_quality(stage: Stage, folder: Path, output: Output) -> None:
     """The pair-quality report of a finished synthesis."""
     from instructpt.corpus.shards import iter_augmented
     from instructpt.evaluation.pair_quality import measure, render
@@ -158,7 +170,8 @@ def print_pair_quality(stage: Stage, output: Output) -> None:
         emit(quality, output)
         return
     out.print(render(quality))
-    talk.print("Look at some: instructpt show augmented -n 3")
+    look = command("show", "augmented", folder.name, "-n", "3", runs=folder.parent)
+    talk.print(f"Look at some: {look}", markup=False)
 
 
 def lineage(

@@ -62,7 +62,7 @@ def run_worker(verb: str, path: Path, expected_hash: str) -> int:
         return _failed(EnvironmentNotReadyError("out of memory", fix="lower the batch or raise the memory").with_traceback(error.__traceback__))  # fmt: skip  # noqa: E501
     except Exception as error:
         logger.exception("unexpected failure")
-        _leave({"error": {"type": type(error).__name__, "message": f"{type(error).__name__}: {error}"[:2000]}})
+        _leave({"error": {"type": type(error).__name__, "message": f"{type(error).__name__}: {error}"}})
         return EXIT_FAILED
     if result is not None:
         _leave(result.to_wire())
@@ -130,7 +130,7 @@ def _failed(error: InstructPTError) -> int:
         {
             "error": {
                 "type": type(error).__name__,
-                "message": str(error)[:2500],
+                "message": str(error),
                 "field": error.field,
                 "retryable": error.retryable,
             }
@@ -145,14 +145,34 @@ def _failed(error: InstructPTError) -> int:
 
 def _leave(message: dict[str, Any]) -> None:
     """Write the termination message; on a cluster the kubelet reads it from there."""
-    text = json.dumps(message, ensure_ascii=False)
-    if len(text.encode()) > MAX_RESULT_BYTES:
-        raise AssertionError(f"termination message of {len(text)} characters is above {MAX_RESULT_BYTES} bytes")
+    text = fitted(message)
     path = Path(os.environ.get("INSTRUCTPT_TERMINATION_LOG", "/dev/termination-log"))
     if path.parent.exists() and os.access(path.parent if not path.exists() else path, os.W_OK):
         path.write_text(text, encoding="utf-8")
     else:
         print(text, file=sys.stdout)
+
+
+def fitted(message: dict[str, Any]) -> str:
+    """A termination message as JSON of at most 4096 bytes; what an error says is cut at its end until it fits.
+
+    Raises:
+        AssertionError: A result is larger, which its type excludes.
+    """
+    error = message.get("error")
+    said = b"" if error is None else error["message"].encode("utf-8", "replace")
+    while True:
+        if error is not None:
+            error = {**error, "message": said.decode("utf-8", "ignore")}
+            message = {**message, "error": error}
+        text = json.dumps(message, ensure_ascii=False)
+        # A character may take one byte or six here (an escaped control character), so the cut is found by trying.
+        over = len(text.encode("utf-8", "replace")) - MAX_RESULT_BYTES
+        if over <= 0:
+            return text
+        if not said:
+            raise AssertionError(f"termination message of {len(text)} characters is above {MAX_RESULT_BYTES} bytes")
+        said = said[: max(0, len(said) - max(1, over // 6))]
 
 
 def _end_with_parent() -> None:

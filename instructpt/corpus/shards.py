@@ -24,8 +24,8 @@ from instructpt.corpus.records import ReadOptions
 from instructpt.corpus.sources import locate
 from instructpt.errors import CorpusError, NotFoundError
 from instructpt.storage import open_store
-from instructpt.storage.hashing import sha256_of_file, sha256_of_object, sha256_of_stream
 from instructpt.storage.base import Store
+from instructpt.storage.hashing import sha256_of_file, sha256_of_object, sha256_of_stream
 
 _AGAIN = "inspect the corpus again, into an empty storage"
 

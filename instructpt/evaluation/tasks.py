@@ -176,7 +176,7 @@ def build_questions(
     for document in documents:
         context = excerpt(document.text, characters)
         for number, pair in enumerate(miner(context, seed, MINED_PER_DOCUMENT)):
-            question = _to_question(document.id, number, context, pair, MAX_ANSWER_WORDS)
+            question = _to_question(document.id, number, context, pair)
             if isinstance(question, str):
                 dropped[question] += 1
             else:
@@ -225,13 +225,13 @@ def _rank(seed: int, *parts: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def _to_question(document: str, number: int, context: str, pair: MinedPair, max_words: int) -> Question | str:
+def _to_question(document: str, number: int, context: str, pair: MinedPair) -> Question | str:
     """The question, or the reason why the pair makes none."""
     parts = parts_of(pair.question, pair.answer)
     gold = normalize(parts.conclusion)
     if not gold:
         return "answer-empty-when-normalised"
-    if len(parts.conclusion.split()) > max_words:
+    if len(parts.conclusion.split()) > MAX_ANSWER_WORDS:
         return "answer-too-long"
     kind: QuestionKind
     if parts.options:

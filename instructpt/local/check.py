@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from instructpt.api.base import Access
-from instructpt.api.v1alpha1 import InstructionPretraining
+from instructpt.api.v1alpha1 import Corpus, InstructionPretraining
+from instructpt.api.v1alpha1.corpus import CorpusSource
+from instructpt.corpus.sources import resolve_source
 from instructpt.errors import InstructPTError
+from instructpt.local.preflight import preflight
 from instructpt.plan.planner import AnyResource
 from instructpt.storage import describe_access, open_store
 
@@ -52,11 +55,19 @@ def check_machine() -> list[Row]:
 
 
 def check_file(resource: AnyResource) -> list[Row]:
-    """Storage of a file: reachable, writable, conditional writes; and which credentials were taken."""
+    """What a file needs: its storage (reachable, writable, which credentials), its corpus, its model folders."""
     spec: Any = resource.spec
     rows = [_storage("spec.storage", spec.storage.uri, spec.storage)]
-    if isinstance(resource, InstructionPretraining) and resource.spec.corpus.uri.startswith("s3://"):
-        rows.append(_readable("spec.corpus", resource.spec.corpus.uri, resource.spec.corpus))
+    if isinstance(resource, InstructionPretraining):
+        rows.append(_corpus("spec.corpus", spec.corpus))
+    elif isinstance(resource, Corpus):
+        rows.append(_corpus("spec", spec))
+    try:
+        preflight(resource)
+    except InstructPTError as error:
+        rows.append(Row(what="settings", ok=False, found="cannot run here", fix=str(error)))
+    else:
+        rows.append(Row(what="settings", ok=True, found="names of plug-ins and folders of models are known here"))
     return rows
 
 
@@ -87,16 +98,18 @@ def _storage(field: str, uri: str, access: Access) -> Row:
         conditional = store.supports_conditional_create()
     except InstructPTError as error:
         return Row(what=field, ok=False, found=uri, fix=str(error))
-    found = f"{uri} writable, credentials: {describe_access(uri, access=access)}"
+    credentials = describe_access(uri, access=access)
+    found = f"{uri} writable" + (f", credentials: {credentials}" if credentials else "")
     if not conditional:
         return Row(what=field, ok=True, found=f"{found}; ignores If-None-Match, so parallelism must be 1")
     return Row(what=field, ok=True, found=found)
 
 
-def _readable(field: str, uri: str, access: Access) -> Row:
-    bucket = "/".join(uri.split("/")[:3])
+def _corpus(field: str, source: CorpusSource) -> Row:
     try:
-        next(iter(open_store(bucket, access=access).list(uri.removeprefix(bucket + "/").split("*")[0])), None)
+        found = resolve_source(source, field=field)
     except InstructPTError as error:
-        return Row(what=field, ok=False, found=uri, fix=str(error))
-    return Row(what=field, ok=True, found=f"{uri} readable, credentials: {describe_access(uri, access=access)}")
+        return Row(what=field, ok=False, found=source.uri, fix=str(error))
+    credentials = describe_access(source.uri, access=source) if found.store is not None else ""
+    said = f"{source.uri}: {len(found.objects)} objects, {len(found.skipped)} of other formats passed over"
+    return Row(what=field, ok=True, found=said + (f", credentials: {credentials}" if credentials else ""))

@@ -13,8 +13,10 @@ from typing import Any
 
 from instructpt.api.base import StorageSpec
 from instructpt.api.runspec import StageResult
+from instructpt.api.v1alpha1.corpus import CorpusSource
 from instructpt.corpus.manifest import MANIFEST, digest_of
 from instructpt.errors import NotFoundError, PlanError
+from instructpt.local.changes import has_changed, inputs_of
 from instructpt.local.folder import RunFolder, StageState
 from instructpt.local.listener import Listener
 from instructpt.local.process import WorkerProcess
@@ -73,6 +75,8 @@ class Executor:
         limit = self.resource.spec.active_deadline_seconds
         self._deadline = None if limit is None else time.monotonic() + limit
         results = verified_results(self.folder)
+        self._drop_outdated(results)
+        self.folder.keep_sample(self.sample)
         with self._signals():
             while True:
                 plan = plan_resource(self.resource, results, code_version=self.code_version, sample=self.sample)
@@ -92,6 +96,29 @@ class Executor:
                 assert stage.key is not None
                 results[stage.key] = ended
 
+    def _drop_outdated(self, results: dict[str, StageResult]) -> None:
+        """Forget inspections whose corpus has changed since, and the copied report where it has to be made again."""
+        plan = plan_resource(self.resource, results, code_version=self.code_version, sample=self.sample)
+        for stage in plan.stages:
+            state = self.folder.load_state(stage.step)
+            if stage.kind != "inspect" or stage.result is None or state is None or state.inputs is None:
+                continue
+            assert stage.runspec is not None
+            assert stage.runspec.inspect is not None
+            assert stage.output is not None
+            if not has_changed(stage.runspec.inspect.source, state.inputs):
+                continue
+            self.listener.inputs_changed(stage)
+            # The inspection answers with the manifest that it finds, so that goes first; results of unchanged objects
+            # have keys with their etags and are taken over.
+            open_store(stage.output.uri, access=stage.output).delete(MANIFEST)
+            self.folder.save_state(stage.step, replace(state, result=None))
+            results.pop(f"{stage.key}", None)
+        # Not the sample's plan: a sample leaves the report of an earlier full run as it is.
+        whole = plan_resource(self.resource, results, code_version=self.code_version)
+        if not any(stage.kind == "report" and stage.result is not None for stage in whole.stages):
+            self.folder.drop_report()
+
     def _run_stage(self, stage: Stage) -> StageResult | Failure | None:
         """The stage's result, why it failed, or ``None`` when it was told to stop."""
         assert stage.key is not None
@@ -99,6 +126,8 @@ class Executor:
         before = self.folder.load_state(stage.step)
         fresh = StageState(key=stage.key, output=stage.output.to_wire())
         state = before if before is not None and before.key == stage.key else fresh
+        if stage.runspec is not None and stage.runspec.inspect is not None:
+            state = self._with_inputs(stage, state, stage.runspec.inspect.source)
         failures = 0
         while True:
             state = replace(state, attempts=state.attempts + 1, result=None, error=None)
@@ -122,6 +151,15 @@ class Executor:
             if ended.permanent or failures > self.resource.spec.backoff_limit:
                 return ended
             self.listener.stage_retried(stage, ended.message, failures)
+
+    def _with_inputs(self, stage: Stage, state: StageState, source: CorpusSource) -> StageState:
+        """Note the listing before the work: a change during it is then seen by the next run, never missed."""
+        assert stage.output is not None
+        now = inputs_of(source)
+        if now is not None and (state.inputs is None or has_changed(source, state.inputs)):
+            # A manifest that an ended run or another one left may be of other objects; see _drop_outdated.
+            open_store(stage.output.uri, access=stage.output).delete(MANIFEST)
+        return replace(state, inputs=now)
 
     def _attempt(self, stage: Stage) -> StageResult | Failure | None:
         self._peak = 0

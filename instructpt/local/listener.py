@@ -14,6 +14,9 @@ class Listener(Protocol):
     def planned(self, plan: Plan) -> None:
         """A plan was made, at the start and after each stage."""
 
+    def inputs_changed(self, stage: Stage) -> None:
+        """A finished inspection is made again, because its corpus changed."""
+
     def stage_started(self, stage: Stage, attempt: int) -> None:
         """Workers of a stage were started."""
 
@@ -34,6 +37,9 @@ class Silent:
     """Hears and says nothing."""
 
     def planned(self, plan: Plan) -> None:
+        """Nothing."""
+
+    def inputs_changed(self, stage: Stage) -> None:
         """Nothing."""
 
     def stage_started(self, stage: Stage, attempt: int) -> None:

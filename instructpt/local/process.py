@@ -105,9 +105,15 @@ class WorkerProcess:
         return fetch_progress(self._port)
 
     def termination(self) -> dict[str, Any] | None:
-        """The termination message, if it left one."""
+        """The termination message, if it left a whole one."""
         path = self.folder / f"{self.replica}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            message: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError:  # killed while it wrote
+            return None
+        return message
 
     def last_lines(self) -> list[str]:
         """The end of its log."""

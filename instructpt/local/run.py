@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from instructpt.api.version import VERSION
 from instructpt.errors import InstructPTError
+from instructpt.local.command import DEFAULT_RUNS
 from instructpt.local.executor import Executor, Outcome
-from instructpt.local.folder import RunFolder
+from instructpt.local.folder import RunFolder, storage_locked
 from instructpt.local.listener import Listener, Silent
 from instructpt.local.preflight import preflight
 from instructpt.local.spec_file import load_resource, parse_resource
 from instructpt.plan.planner import AnyResource
 from instructpt.storage import open_store
-
-DEFAULT_RUNS = Path("runs")
 
 
 class RunFailedError(InstructPTError):
@@ -49,13 +49,15 @@ def run(
 
     Raises:
         ConfigError: The object is invalid.
-        EnvironmentNotReadyError: Another run works in the same folder.
+        EnvironmentNotReadyError: Another run works in the same folder, or on the same storage.
         RunFailedError: A stage failed for good.
     """
     resource = as_resource(spec)
     preflight(resource)
     folder = RunFolder(path=runs / resource.metadata.name)
-    with folder.locked():
+    # A suspended object writes nothing, so it needs no storage.
+    storage = nullcontext() if resource.spec.suspend else storage_locked(resource.spec.storage.uri)
+    with folder.locked(), storage:
         outcome = Executor(
             folder=folder,
             resource=resource,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from instructpt.api.base import API_VERSION
 from instructpt.api.v1alpha1 import KINDS
 from instructpt.errors import ConfigError
+from instructpt.local.command import command
 from instructpt.plan.planner import AnyResource
 
 
@@ -25,7 +26,9 @@ def load_resource(path: Path) -> AnyResource:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"file {path} does not exist", fix="instructpt init DIR writes one to start from") from error
+        raise ConfigError(
+            f"file {path} does not exist", fix=f"{command('init', 'DIR')} writes one to start from"
+        ) from error
     except (UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"file {path} cannot be read: {error}") from error
     try:

@@ -163,7 +163,8 @@ def _download(store: Store, name: str, sha256: str, path: Path) -> None:
         if sha256_of_file(path) == sha256:
             return
     raise StorageError(
-        f"{store.uri}/{name} has sha256 {sha256_of_file(path)}, its manifest says {sha256}", fix="export the model again"
+        f"{store.uri}/{name} has sha256 {sha256_of_file(path)}, its manifest says {sha256}",
+        fix="export the model again",
     )
 
 

@@ -1,20 +1,16 @@
 """Filters: which pairs are kept, each refusal counted by its reason.
 
-A filter looks at one pair and gives a reason to drop it, or ``None``. Another distribution adds one through the
-entry-point group ``instructpt.filters`` (a callable like those in ``FILTERS``), named in ``FilterSettings.extra``.
+A filter looks at one pair and gives a reason to drop it, or ``None``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableSet
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from instructpt.errors import ConfigError
 from instructpt.synthesis.model import Pair
-from instructpt.synthesis.registry import Registry
-
-ENTRY_POINT_GROUP = "instructpt.filters"
 
 EMPTY = "empty"
 DUPLICATE_QUESTION = "duplicate-question"
@@ -24,7 +20,7 @@ ANSWER_TOO_SHORT = "answer-too-short"
 ANSWER_TOO_LONG = "answer-too-long"
 
 
-Deduplicate = Literal["shard", "document", "none"]
+Deduplicate = Literal["document", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,22 +28,19 @@ class FilterSettings:
     """What is kept. Lengths are characters of the stripped text.
 
     Attributes:
-        deduplicate: Where a question, letter case aside, may be asked once; the first wins. ``shard``: in the
-            micro-shard. ``document``: of a document, for tasks that ask the same of every document, as mined ones do.
-            ``none``: anywhere any number of times.
+        deduplicate: ``document``: of a document a question, letter case aside, is asked once, and the first wins.
+            ``none``: any number of times. Never over documents: that the same is asked of many is wanted.
         min_question_chars: The shortest question kept.
         max_question_chars: The longest question kept.
         min_answer_chars: The shortest answer kept.
         max_answer_chars: The longest answer kept.
-        extra: Names of plug-in filters, applied last, in this order.
     """
 
-    deduplicate: Deduplicate = "shard"
+    deduplicate: Deduplicate = "document"
     min_question_chars: int = 1
     max_question_chars: int = 4000
     min_answer_chars: int = 1
     max_answer_chars: int = 8000
-    extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse bounds that no pair can meet.
@@ -97,27 +90,20 @@ def by_length(pair: Pair, settings: FilterSettings) -> str | None:
 
 
 FILTERS: tuple[PairFilter, ...] = (by_emptiness, by_length)
-registry: Registry[PairFilter] = Registry("filter", ENTRY_POINT_GROUP)
 
 
-def apply(pairs: Iterable[Pair], seen: MutableSet[str], settings: FilterSettings) -> FilterResult:
+def apply(pairs: Iterable[Pair], settings: FilterSettings) -> FilterResult:
     """Keep what every filter lets through; a pair is counted under the first reason to drop it.
 
     Args:
         pairs: The pairs of one document, in their order.
-        seen: The questions kept so far in this micro-shard, stripped and lower-cased; kept ones are added to it.
-            Read and written with ``deduplicate="shard"`` only.
         settings: What is kept.
-
-    Raises:
-        ConfigError: A plug-in filter is unknown.
     """
-    chosen = (*FILTERS, *(registry.get(name) for name in settings.extra))
-    asked = seen if settings.deduplicate == "shard" else set()
+    asked: set[str] = set()
     kept: list[Pair] = []
     dropped: dict[str, int] = {}
     for pair in pairs:
-        reason = next((found for found in (check(pair, settings) for check in chosen) if found), None)
+        reason = next((found for found in (check(pair, settings) for check in FILTERS) if found), None)
         question = pair.question.strip().lower()
         if reason is None and settings.deduplicate != "none" and question in asked:
             reason = DUPLICATE_QUESTION
@@ -127,9 +113,3 @@ def apply(pairs: Iterable[Pair], seen: MutableSet[str], settings: FilterSettings
         asked.add(question)
         kept.append(pair)
     return FilterResult(kept=tuple(kept), dropped_by_reason=dropped)
-
-
-def is_grounded(answer: str, document: str) -> bool:
-    """Whether the answer stands in the document, white space and letter case aside."""
-    needle = " ".join(answer.split()).lower()
-    return bool(needle) and needle in " ".join(document.split()).lower()

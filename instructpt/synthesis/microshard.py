@@ -82,18 +82,26 @@ class MicroShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What decides a micro-shard beside its documents and the model."""
+    """What decides a micro-shard beside its documents and the model.
+
+    Attributes:
+        settings: Of the spec.
+        profile: Wire format of the synthesizer.
+        templates: How chains become text.
+        deduplicate: The strategy's; the spec may turn it off.
+    """
 
     settings: SynthesisSettings
     profile: Profile
     templates: Templates
+    deduplicate: filters.Deduplicate = "document"
 
     @property
     def filter_settings(self) -> filters.FilterSettings:
-        """The spec's filters as the filters take them. Questions are compared within a document (protocols.md 2)."""
+        """The spec's filters as the filters take them."""
         given = self.settings.filters
         return filters.FilterSettings(
-            deduplicate="document" if given.deduplicate_questions else "none",
+            deduplicate=self.deduplicate if given.deduplicate_questions else "none",
             max_question_chars=given.max_question_characters,
             max_answer_chars=given.max_answer_characters,
         )
@@ -229,7 +237,7 @@ class ModelWriter:
 
 def keep(found: Iterable[Pair], document: str, recipe: Recipe, counts: Counter[str]) -> tuple[Pair, ...]:
     """The pairs that the filters let through, tags neutralised; the dropped are counted by reason."""
-    result = filters.apply(found, set(), recipe.filter_settings)
+    result = filters.apply(found, recipe.filter_settings)
     add_reasons(counts, "filtered", result.dropped_by_reason)
     kept: list[Pair] = []
     for pair in result.kept:

@@ -24,15 +24,13 @@ class Strategy:
         name: The name users write in a spec.
         paper: Where the method comes from.
         engines: The engines that can carry it out, the default first.
-        needs_model: Whether a synthesizer model must be named.
-        deduplicate: Where a question may be asked once, unless the spec says otherwise (``filters.FilterSettings``).
+        deduplicate: Where a question is asked once, unless the spec turns that off (``filters.FilterSettings``).
         summary: One sentence for users.
     """
 
     name: str
     paper: str
     engines: tuple[str, ...]
-    needs_model: bool
     deduplicate: Deduplicate
     summary: str
 
@@ -58,8 +56,7 @@ registry.register(
         name=DEFAULT_STRATEGY,
         paper="Instruction Pre-Training, arXiv 2406.14491",
         engines=("vllm", "openai", "transformers"),
-        needs_model=True,
-        deduplicate="shard",
+        deduplicate="document",
         summary="A tuned synthesizer reads each document and writes instruction-response pairs.",
     ),
 )
@@ -69,7 +66,6 @@ registry.register(
         name="mined",
         paper="Adapting Large Language Models via Reading Comprehension (AdaptLLM), arXiv 2309.09530",
         engines=("mined",),
-        needs_model=False,
         deduplicate="document",
         summary="Rules mine reading-comprehension tasks from each document; no model, no GPU.",
     ),

@@ -127,11 +127,13 @@ def resolve(spec: RunSpec, output: Store) -> Work:
         NotFoundError: The corpus is not finished.
     """
     run = section(spec)
-    strategies.load(run.strategy).check_engine(run.settings.engine.name)
+    strategy = strategies.load(run.strategy)
+    strategy.check_engine(run.settings.engine.name)
     recipe = Recipe(
         settings=run.settings,
         profile=profiles.load(run.profile, run.compat),
         templates=templates.load(run.settings.templates, run.compat),
+        deduplicate=strategy.deduplicate,
     )
     corpus = open_store(run.corpus.uri, access=run.corpus)
     load_manifest(corpus, digest=run.corpus.digest)

@@ -13,6 +13,7 @@ from instructpt.errors import ConfigError, EnvironmentNotReadyError
 from instructpt.storage import Store, open_store
 from instructpt.telemetry.context import WorkerContext
 from instructpt.training.errors import Preempted
+from instructpt.training.outputs import is_whole, result_key
 from instructpt.training.workspace import prepare_workspace
 
 __all__ = ["Preempted", "finalize", "run"]
@@ -31,7 +32,7 @@ def run(spec: RunSpec, ctx: WorkerContext) -> None:
         StorageError: The storage failed.
     """
     output = open_store(spec.output.uri, access=spec.output)
-    if finished(spec, output) is not None or output.exists(_result_key(spec)):
+    if finished(spec, output) is not None or is_whole(output, spec.work_key()):
         return
     if spec.train is None:
         raise ConfigError("the RunSpec has no section train", field="train", fix="plan the run again")
@@ -52,9 +53,10 @@ def finalize(spec: RunSpec, ctx: WorkerContext) -> StageResult:
     output = open_store(spec.output.uri, access=spec.output)
     manifest = finished(spec, output)
     if manifest is None:
-        if not output.exists(_result_key(spec)):
+        if output.exists(MANIFEST) or not output.exists(result_key(spec.work_key())):
+            # A manifest is that of another training, whose files lie here: a training deletes it before its own.
             return StageResult(uri=spec.output.uri, digest="", missing=1)
-        manifest = _manifest(spec, json.loads(output.get(_result_key(spec))))
+        manifest = _manifest(spec, json.loads(output.get(result_key(spec.work_key()))))
         publish_manifest(output, manifest)
     return StageResult(
         uri=spec.output.uri, digest=manifest.digest, counts=manifest.counts, scores=manifest.extra["scores"]
@@ -67,10 +69,6 @@ def finished(spec: RunSpec, output: Store) -> Manifest | None:
         return None
     manifest = load_manifest(output)
     return manifest if manifest.extra.get("work_key") == spec.work_key() else None
-
-
-def _result_key(spec: RunSpec) -> str:
-    return f"work/{spec.work_key()}/result.json"
 
 
 def _manifest(spec: RunSpec, record: dict[str, Any]) -> Manifest:

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from instructpt.api.runspec import RunSpec, TrainRun
-from instructpt.corpus.manifest import MANIFEST
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, TrainingError
 from instructpt.storage import Store, open_store
 from instructpt.telemetry.progress import Progress
@@ -33,13 +32,13 @@ from instructpt.training.export import CARD, model_card, write_model
 from instructpt.training.files import file_entries
 from instructpt.training.mixture import Mixture, Slot
 from instructpt.training.model import PackedCausalLM, build_model, load_model
+from instructpt.training.outputs import clear, result_key
 from instructpt.training.schedule import learning_rate
 from instructpt.training.tokenshards import Row
 from instructpt.training.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-RESULT = "result.json"
 _WEIGHTS = "param/"
 
 
@@ -55,11 +54,6 @@ class Surroundings:
     ranks: Ranks
     stop: Callable[[], bool]
     progress: Progress
-
-
-def result_key(spec: RunSpec) -> str:
-    """Where a finished training leaves what finalize reads."""
-    return f"work/{spec.work_key()}/{RESULT}"
 
 
 def train(spec: RunSpec, workspace: Workspace, around: Surroundings) -> None:
@@ -326,13 +320,12 @@ class Trainer:
             self._section, self._mixture.receipt(), record["inputs"], record["scores"], record["counts"]["steps"]
         )
         (folder / CARD).write_text(card, encoding="utf-8")
-        if self._store.exists(MANIFEST):
-            self._store.delete(MANIFEST)  # of another training, whose files are replaced now
+        clear(self._store, keep={path.name for path in folder.iterdir()})
         upload(self._store, folder)
         # Throughput is a matter of machine and hour: it lies beside the model and is in no digest.
         files = [f for f in file_entries(folder) if f.path != metrics.THROUGHPUT]
         record["files"] = [[f.path, f.bytes, f.sha256] for f in files]
-        self._store.put(result_key(self._spec), json.dumps(record, sort_keys=True).encode())
+        self._store.put(result_key(self._spec.work_key()), json.dumps(record, sort_keys=True).encode())
 
 
 def upload(store: Store, folder: Path) -> None:

@@ -26,6 +26,7 @@ from instructpt.synthesis import profiles
 from instructpt.telemetry.context import WorkerContext
 from instructpt.training.encoder import TextEncoder
 from instructpt.training.files import TokenizerFolder, file_entries, tokenizer_folder
+from instructpt.training.outputs import clear, is_whole, result_key
 from instructpt.training.sources import Source, SourceShard, resolve
 from instructpt.training.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from instructpt.training.tokenizing import Tokenizing
@@ -34,7 +35,6 @@ from instructpt.training.tokenshards import EXTENSION, counts_of, pack_items, to
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
-RESULT = "result.json"
 
 
 def run(spec: RunSpec, ctx: WorkerContext) -> None:
@@ -64,15 +64,18 @@ def finalize(spec: RunSpec, ctx: WorkerContext) -> StageResult:
     manifest = finished(spec, output)
     if manifest is None:
         objects: dict[str, str] | None = None
+        ledger: Ledger | None = None
         if spec.tokenizer is not None:
             made, missing = _tokenizer_manifest(spec, output)
         else:
-            made, missing, objects = _pack_manifest(spec, output, ctx)
+            made, missing, objects, ledger = _pack_manifest(spec, output, ctx)
         if made is None:
             return StageResult(uri=spec.output.uri, digest="", missing=missing)
         if output.exists(MANIFEST):
             output.delete(MANIFEST)  # of other work; no reader may see it beside the new objects
         publish_manifest(output, made, objects=objects)
+        if ledger is not None:
+            ledger.sweep()
         manifest = made
     scores = {"fill": float(manifest.extra["fill"])} if "fill" in manifest.extra else {}
     return StageResult(uri=spec.output.uri, digest=manifest.digest, counts=manifest.counts, scores=scores)
@@ -96,7 +99,7 @@ def _prefix(spec: RunSpec) -> str:
 def _run_tokenizer(spec: RunSpec, output: Store, ctx: WorkerContext) -> None:
     section = spec.tokenizer
     assert section is not None
-    if output.exists(f"{_prefix(spec)}/{RESULT}"):
+    if is_whole(output, spec.work_key()):
         return
     source = resolve(section.source)
     folder = ctx.scratch / "tokenizer"
@@ -105,6 +108,7 @@ def _run_tokenizer(spec: RunSpec, output: Store, ctx: WorkerContext) -> None:
     if trained.vocab_size < section.vocab_size:
         log.info("tokenizer: %d entries of %d, the text has no more merges", trained.vocab_size, section.vocab_size)
     files = file_entries(folder)
+    clear(output, keep={file.path for file in files})
     for file in files:
         output.put_file(file.path, folder / file.path)
     record = {
@@ -113,7 +117,7 @@ def _run_tokenizer(spec: RunSpec, output: Store, ctx: WorkerContext) -> None:
         "capped": trained.capped,
         "source": source.digest,
     }
-    output.put(f"{_prefix(spec)}/{RESULT}", json.dumps(record, sort_keys=True).encode())
+    output.put(result_key(spec.work_key()), json.dumps(record, sort_keys=True).encode())
 
 
 def _counted(texts: Iterator[str], ctx: WorkerContext) -> Iterator[str]:
@@ -126,9 +130,9 @@ def _counted(texts: Iterator[str], ctx: WorkerContext) -> Iterator[str]:
 def _tokenizer_manifest(spec: RunSpec, output: Store) -> tuple[Manifest | None, int]:
     section = spec.tokenizer
     assert section is not None
-    key = f"{_prefix(spec)}/{RESULT}"
-    if not output.exists(key):
-        return None, 1
+    key = result_key(spec.work_key())
+    if output.exists(MANIFEST) or not output.exists(key):
+        return None, 1  # a manifest is that of another tokenizer, whose files lie here
     record = json.loads(output.get(key))
     return Manifest(
         kind="tokenizer",
@@ -246,12 +250,13 @@ def _pack_shard(job: _Pack, shard: SourceShard, path: Path, scratch: Path) -> di
 
 def _pack_manifest(
     spec: RunSpec, output: Store, ctx: WorkerContext
-) -> tuple[Manifest | None, int, dict[str, str] | None]:
+) -> tuple[Manifest | None, int, dict[str, str] | None, Ledger]:
     job = _resolve_pack(spec, output, ctx)
-    commits = job.ledger(ctx.worker_id).committed()
+    ledger = job.ledger(ctx.worker_id)
+    commits = ledger.committed()
     missing = len(job.source.shards) - len(commits)
     if missing:
-        return None, missing, None
+        return None, missing, None, ledger
     totals: Counter[str] = Counter()
     entries = []
     for shard in job.source.shards:
@@ -279,7 +284,7 @@ def _pack_manifest(
         shards=tuple(entries),
         extra={"work_key": spec.work_key(), "fill": round(totals["tokens"] / (totals["rows"] * length), 6)},
     )
-    return manifest, 0, {shard: commit.object for shard, commit in commits.items()}
+    return manifest, 0, {shard: commit.object for shard, commit in commits.items()}, ledger
 
 
 def _check(job: _Pack, totals: Counter[str], commits: dict[str, CommitRecord]) -> None:

@@ -13,6 +13,7 @@ from instructpt.evaluation.generation import fit_prompt, generate_answers
 from instructpt.evaluation.language_model import LanguageModel, context_length, load_model, load_untrained
 from instructpt.evaluation.likelihood import continuation_bits, text_bits
 from instructpt.evaluation.tasks import Example, Question
+from instructpt.training.encoder import TextEncoder
 
 TEXTS = ["The river of the stone is used.", "A", "garden\n\nwindow " * 5]
 
@@ -46,6 +47,15 @@ def test_answers_after_prompts_too(lm: LanguageModel) -> None:
     assert lm.start is not None
     ids = [lm.start, *prompt, *lm.encode(" the stone")]
     assert got.bits == pytest.approx(token_by_token(lm, ids, 1 + len(prompt)), rel=1e-5)
+
+
+@pytest.mark.parametrize("document", ["a river </s> a stone", "<s>", "</s></s> stone <s>", "the river"])
+def test_documents_are_encoded_as_in_training(lm: LanguageModel, tokenizer: Path, document: str) -> None:
+    encoder = TextEncoder(tokenizer)
+    ids = lm.encode(document)
+    assert ids == encoder.encode([document])[0].tolist()
+    assert not {encoder.bos, encoder.eos} & set(ids)
+    assert lm.tokenizer.decode(ids) == document
 
 
 def test_an_untrained_model_is_the_same_each_time_and_near_uniform(make_model: Callable[..., ResolvedInput]) -> None:

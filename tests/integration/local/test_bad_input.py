@@ -86,7 +86,7 @@ def test_a_model_folder_that_does_not_exist(tmp_path: Path) -> None:
     }  # fmt: skip
     write(tmp_path, "SynthesisJob", spec)
     done = localruns.instructpt("run", "job.yaml", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "./models/none" in done.stderr
     assert "does not exist" in done.stderr
     assert not (tmp_path / "runs/syn/data/manifest.json").exists()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import localruns
 import pytest
+import yaml
 
-from instructpt.local.folder import RunFolder
+from instructpt.local.folder import RunFolder, storage_locked
 
 CORPUS = """
 apiVersion: instructpt.dev/v1alpha1
@@ -96,6 +98,76 @@ def test_the_second_run_has_nothing_to_do(folder: Path) -> None:
     assert (manifest.read_bytes(), manifest.stat().st_mtime_ns) == before
 
 
+def test_a_changed_corpus_is_inspected_again(folder: Path) -> None:
+    localruns.instructpt("run", "docs.yaml", cwd=folder)
+    localruns.write_corpus(folder / "more" / "b.jsonl", 7)
+    text = (folder / "more" / "b.jsonl").read_text().replace("lives", "lived")
+    (folder / "corpus" / "b.jsonl").write_text(text)
+    before = localruns.digests(folder / "runs/docs")
+    done = localruns.instructpt("run", "docs.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "the corpus has changed since it was inspected" in done.stderr
+    assert yaml.safe_load(done.stdout)["counts"]["documents"] == 42
+    assert localruns.digests(folder / "runs/docs") != before
+    again = localruns.instructpt("run", "docs.yaml", cwd=folder)
+    assert "already done" in again.stderr
+    assert "has changed" not in again.stderr
+    (folder / "corpus" / "b.jsonl").unlink()
+    back = localruns.instructpt("run", "docs.yaml", cwd=folder)
+    assert yaml.safe_load(back.stdout)["counts"]["documents"] == 35
+    assert localruns.digests(folder / "runs/docs") == before
+
+
+def test_a_changed_corpus_is_noticed_without_its_run_folder(folder: Path) -> None:
+    text = CORPUS.replace("runs/docs/data", "kept")
+    (folder / "docs.yaml").write_text(text)
+    localruns.instructpt("run", "docs.yaml", cwd=folder)
+    assert localruns.instructpt("delete", "docs", "--yes", cwd=folder).returncode == 0
+    localruns.write_corpus(folder / "corpus" / "a.jsonl", 36)
+    done = localruns.instructpt("run", "docs.yaml", cwd=folder)
+    assert yaml.safe_load(done.stdout)["counts"]["documents"] == 36
+
+
+def test_a_corpus_that_is_gone_is_taken_as_it_was_inspected(folder: Path) -> None:
+    localruns.instructpt("run", "docs.yaml", cwd=folder)
+    (folder / "corpus" / "a.jsonl").unlink()
+    done = localruns.instructpt("run", "docs.yaml", cwd=folder)
+    assert done.returncode == 0
+    assert "already done" in done.stderr
+    assert "is taken as it was inspected" in done.stderr
+
+
+def test_two_runs_on_one_storage_are_refused_whatever_their_names(folder: Path) -> None:
+    (folder / "other.yaml").write_text(CORPUS.replace("name: docs", "name: other"))
+    with storage_locked(str(folder / "runs/docs/data")):
+        for args in (("other.yaml",), ("docs.yaml", "--runs", "elsewhere")):
+            done = localruns.instructpt("run", *args, cwd=folder)
+            assert done.returncode == 3
+            assert f"storage runs/docs/data is in use by process {os.getpid()}" in done.stderr
+    assert localruns.instructpt("run", "other.yaml", cwd=folder).returncode == 0
+
+
+def test_a_detached_run_that_fails_at_once_says_why(folder: Path) -> None:
+    with storage_locked(str(folder / "runs/docs/data")):
+        done = localruns.instructpt("run", "docs.yaml", "--detach", "--runs", "elsewhere", cwd=folder)
+    assert done.returncode == 3
+    assert "storage runs/docs/data is in use" in done.stderr
+    logs = localruns.instructpt("logs", "docs", "--runs", "elsewhere", cwd=folder)
+    assert "run | Error: storage runs/docs/data is in use" in logs.stdout
+    none = localruns.instructpt("logs", "docs", "--task", "corpus", "--runs", "elsewhere", cwd=folder)
+    assert none.returncode == 2
+    assert "no task has started yet" in none.stderr
+
+
+def test_a_place_that_cannot_hold_run_folders_is_named(folder: Path) -> None:
+    (folder / "taken").write_text("a file")
+    done = localruns.instructpt("run", "docs.yaml", "--runs", "taken", cwd=folder)
+    assert done.returncode == 3
+    assert "taken" in done.stderr
+    assert "--runs FOLDER" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_lost_output_is_made_again(folder: Path) -> None:
     localruns.instructpt("run", "docs.yaml", cwd=folder)
     manifest = folder / "runs/docs/data/manifest.json"
@@ -109,7 +181,8 @@ def test_two_runs_on_one_folder_are_refused(folder: Path) -> None:
     with RunFolder(path=folder / "runs" / "docs").locked():
         done = localruns.instructpt("run", "docs.yaml", cwd=folder)
     assert done.returncode == 3
-    assert f"is in use by process {os.getpid()}; wait for it, or end it: instructpt stop docs" in done.stderr
+    assert f"run folder runs/docs is in use by process {os.getpid()}; wait for it, or end it: " in done.stderr
+    assert "instructpt stop docs" in done.stderr
     assert not (folder / "runs/docs/data").exists()
 
 
@@ -119,10 +192,13 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(folder: Path) -> None
         process.send_signal(signal.SIGINT)
         _, talk = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Stopped cleanly, nothing lost. Go on: instructpt run docs.yaml" in talk
+    (said,) = [line for line in talk.splitlines() if line.startswith("Stopped cleanly, nothing lost. Go on: ")]
+    assert said.endswith("instructpt run docs.yaml")
     status = localruns.instructpt("status", "docs", "-o", "json", cwd=folder)
     assert json.loads(status.stdout)["status"]["phase"] == "Stopped"
-    assert localruns.instructpt("run", "docs.yaml", cwd=folder).returncode == 0
+    go_on = said.partition("Go on: ")[2]
+    again = subprocess.run(go_on, shell=True, cwd=folder, env=localruns.environment(), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_killed_executor_takes_its_workers_along(folder: Path) -> None:
@@ -171,7 +247,7 @@ def test_a_failure_shows_cause_last_lines_and_the_next_command(folder: Path) -> 
     assert "Failed: step corpus:" in done.stderr
     assert "body" in done.stderr
     assert "Last lines of" in done.stderr
-    assert "What next: correct that, then: instructpt run docs.yaml" in done.stderr
+    assert re.search(r"What next: correct that, then: .*instructpt run docs\.yaml", done.stderr)
     assert not (folder / "runs/docs/data/manifest.json").exists()
     assert json.loads((folder / "runs/docs/state/corpus.json").read_text())["attempts"] == 1
     status = localruns.instructpt("status", "docs", "-o", "json", cwd=folder)
@@ -205,3 +281,18 @@ def test_logs_delete_and_lineage(folder: Path) -> None:
     assert "say --yes" in refused.stderr
     assert localruns.instructpt("delete", "docs", "--yes", cwd=folder).returncode == 0
     assert not (folder / "runs/docs").exists()
+
+
+@pytest.mark.parametrize(
+    ("storage", "inside"),
+    [("runs/docs", True), ("file://{here}/runs/docs/data", True), ("runs/docs/../docs/data", True),
+     ("runs/docs-data", False), ("file://{here}/data", False)],
+)  # fmt: skip
+def test_delete_knows_what_lies_inside(tmp_path: Path, storage: str, inside: bool) -> None:
+    uri = storage.format(here=tmp_path)
+    (tmp_path / "runs/docs").mkdir(parents=True)
+    (tmp_path / "runs/docs/spec.yaml").write_text(CORPUS.replace("runs/docs/data", uri))
+    done = localruns.instructpt("delete", "docs", cwd=tmp_path)
+    assert done.returncode == 2
+    assert ("with all its data" in done.stderr) is inside
+    assert (f"the data in {uri} stay" in done.stderr) is not inside

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import threading
+import time
 
 import pytest
 
@@ -49,6 +50,13 @@ def test_put_get_head(store):
     assert (info.key, info.size) == ("a/b.bin", 5)
     assert store.get("a/b.bin") == b"hello"
     assert store.exists("a/b.bin")
+
+
+def test_a_listing_tells_when_an_object_was_written(store, kind):
+    store.put("a", b"1")
+    (listed,) = store.list()
+    for info in (listed, store.head("a")):
+        assert info.modified is None if kind == "memory" else abs(time.time() - info.modified) < 3600
 
 
 def test_empty_object(store):

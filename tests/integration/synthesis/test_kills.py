@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import synthesis_support as support
+from faults import FaultyStore, Killed, kill_points
 
 from instructpt.api.runspec import ResolvedInput, RunSpec
 from instructpt.corpus.shards import iter_augmented, iter_corpus
 from instructpt.storage import open_store
-from faults import FaultyStore, Killed, kill_points
 from instructpt.synthesis import worker
 
 SMALL = {"sampling": {"contextWindow": 512, "maxTokens": 60}, "engine": {"name": "transformers"}}

@@ -271,3 +271,17 @@ def test_a_tokenizer_is_made_once_and_named_by_its_content(tiny, tmp_path):
     assert manifests[0].files == manifests[1].files
     assert manifests[0].kind == "tokenizer"
     assert results[0].counts == {"vocab_size": 300, "documents": 300, "bytes": results[1].counts["bytes"]}
+
+
+def test_another_tokenizer_in_between_is_never_taken_for_this_one(tiny, tmp_path):
+    def made(size: int):
+        spec = runspec(tmp_path / "tok", tokenizer=TokenizerRun(source=tiny.source, vocab_size=size))
+        prepare.run(spec, ctx(tmp_path / "s"))
+        result = prepare.finalize(spec, ctx(tmp_path / "s"))
+        files = load_manifest(open_store(result.uri)).files
+        assert all(sha256_of_file(tmp_path / "tok" / file.path) == file.sha256 for file in files)
+        return result
+
+    first, second, again = made(300), made(290), made(300)
+    assert first == again
+    assert first.digest != second.digest

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import FaultyStore, Killed
 
 import instructpt
 from instructpt.api.base import StorageSpec
@@ -19,6 +20,7 @@ from instructpt.api.v1alpha1.trainingjob import CheckpointSpec, DeepSpeed
 from instructpt.corpus.manifest import load_manifest
 from instructpt.errors import ConfigError, TrainingError
 from instructpt.storage import open_store
+from instructpt.storage.hashing import sha256_of_file
 from instructpt.storage.models import fetch_model
 from instructpt.telemetry.context import WorkerContext
 from instructpt.training import entry, prepare
@@ -229,6 +231,20 @@ def test_a_rank_that_fails_leaves_its_cause(train_spec, tmp_path):
     assert error.value.field == "init.config"
 
 
+def test_what_nobody_foresaw_in_a_rank_may_be_tried_again(tmp_path):
+    """Such as a collective that fails because the peer was killed; here, a folder without a RunSpec."""
+    from instructpt.training.launch import _cause
+
+    root = str(Path(instructpt.__file__).parent.parent)
+    argv = [sys.executable, "-m", "instructpt.training.rank", str(tmp_path)]
+    done = subprocess.run(argv, env={"PYTHONPATH": root}, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 1
+    cause = _cause(tmp_path, 1)
+    assert isinstance(cause, TrainingError)
+    assert cause.retryable
+    assert "FileNotFoundError" in cause.message
+
+
 def test_a_loss_that_is_no_number_names_step_and_rows(train_spec, undisturbed, tmp_path):
     from safetensors.numpy import load_file, save_file
 
@@ -278,3 +294,66 @@ def test_a_checkpoint_of_another_spec_is_not_resumed(train_spec, undisturbed, tm
     trained(spec, tmp_path / "s")
     assert "another spec" in caplog.text
     assert losses(output)[0] != GOLDEN[0]
+
+
+def verified(output: Path) -> dict[str, bytes]:
+    """The files that the manifest names, with the bytes that it names."""
+    manifest = load_manifest(open_store(str(output)))
+    assert all(sha256_of_file(output / file.path) == file.sha256 for file in manifest.files)
+    return {file.path: (output / file.path).read_bytes() for file in manifest.files}
+
+
+def test_another_training_in_between_is_never_taken_for_this_one(train_spec, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed[1], output)
+    first, spec = undisturbed[0], train_spec(output)
+    assert trained(spec, tmp_path / "s") == first.model_copy(update={"uri": str(output)})
+    bytes_of_first = verified(output)
+    (output / "notes.txt").write_text("mine")
+    (output / "model-00009-of-00009.safetensors").write_text("left by a killed upload")
+    other = train_spec(output, seed=2)
+    assert trained(other, tmp_path / "s").digest != first.digest
+    assert verified(output)["model.safetensors"] != bytes_of_first["model.safetensors"]
+    assert not list(output.glob("model-*"))
+    assert entry.finalize(spec, ctx(tmp_path / "s")).missing == 1
+    again = trained(spec, tmp_path / "s")
+    assert again.digest == first.digest
+    assert verified(output) == bytes_of_first
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+def test_another_training_killed_while_it_uploads(train_spec, undisturbed, tmp_path, monkeypatch):
+    from instructpt.training import loop
+
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed[1], output)
+    spec, bytes_of_first = train_spec(output), verified(output)
+
+    def deadly(uri, **access):
+        store = open_store(uri, **access)
+        # Of the export: the manifest and the record of the first training are deleted, then files come one by one.
+        return FaultyStore(store, kill_at=8)
+
+    monkeypatch.setattr(loop, "open_store", deadly)
+    with pytest.raises(Killed):
+        entry.run(train_spec(output, seed=2, checkpoint=CheckpointSpec(every_steps=100)), ctx(tmp_path / "s"))
+    monkeypatch.undo()
+    assert (output / "model.safetensors").read_bytes() != bytes_of_first["model.safetensors"]
+    assert not (output / "manifest.json").exists()
+    assert entry.finalize(spec, ctx(tmp_path / "s")).missing == 1
+    assert trained(spec, tmp_path / "s").digest == undisturbed[0].digest
+    assert verified(output) == bytes_of_first
+
+
+def test_an_export_whose_files_changed_before_its_manifest_is_made_again(train_spec, undisturbed, tmp_path, caplog):
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed[1], output)
+    (output / "manifest.json").unlink()
+    before = (output / "throughput.jsonl").read_bytes()
+    spec = train_spec(output)
+    entry.run(spec, ctx(tmp_path / "s"))
+    assert (output / "throughput.jsonl").read_bytes() == before, "whole, so nothing was trained"
+    (output / "model.safetensors").write_bytes(b"other")
+    assert trained(spec, tmp_path / "s").digest == undisturbed[0].digest
+    assert "model.safetensors below" in caplog.text
+    verified(output)

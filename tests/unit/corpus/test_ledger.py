@@ -15,7 +15,7 @@ from faults import FaultyStore, Killed, kill_points
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instructpt.corpus.ledger import Ledger
+from instructpt.corpus.ledger import ORPHAN_SECONDS, Ledger
 from instructpt.errors import ConditionFailedError, ConfigError, CorpusError, StorageError
 from instructpt.storage import FilesystemStore, MemoryStore
 
@@ -183,6 +183,38 @@ def test_committing_twice_leaves_the_first():
     assert not ledger.commit(claim, b"second", {})
     assert store.get(ledger.committed()["a"].object) == b"first"
     assert ledger.orphans() == []
+
+
+def test_orphans_of_killed_writers_are_reported_and_old_ones_deleted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    store = FilesystemStore(tmp_path)
+    ledger = make(store, ["a"])
+    ledger.commit(ledger.claim(), b"rows", {})
+    kept = ledger.committed()["a"].object
+    assert ledger.sweep() == 0
+    assert not caplog.records
+    store.put("syn/ledger/data/a/1-left.parquet", b"12345")
+    store.put("syn/other/data/a/1-left.parquet", b"of another ledger")
+    written = store.head(kept).modified
+    assert ledger.sweep(now=lambda: written + ORPHAN_SECONDS - 60) == 0
+    assert "1 orphaned data objects (5 bytes), 0 of them deleted" in caplog.text
+    assert ledger.sweep(now=lambda: written + ORPHAN_SECONDS + 60) == 1
+    assert "1 orphaned data objects (5 bytes), 1 of them deleted" in caplog.text
+    assert ledger.orphans() == []
+    assert store.get(kept) == b"rows"
+    assert store.exists("syn/other/data/a/1-left.parquet")
+
+
+def test_orphans_that_cannot_be_deleted_or_have_no_time_end_nothing(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for inner in (MemoryStore(), FilesystemStore(tmp_path)):
+        ledger = make(inner, ["a"])
+        ledger.commit(ledger.claim(), b"rows", {})
+        inner.put("syn/ledger/data/a/1-left.parquet", b"12345")
+        assert make(FaultyStore(inner, fail_at=frozenset({1})), ["a"]).sweep(now=lambda: 1e12) == 0
+        assert inner.exists("syn/ledger/data/a/1-left.parquet")
+    assert "could not be cleared" in caplog.text
+    assert "1 orphaned data objects" in caplog.text
 
 
 def test_own_lease_of_an_earlier_life_is_taken_at_once():

@@ -38,8 +38,9 @@ class Bigram:
 class Letters:
     """One token a letter."""
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> list[int]:
         assert not add_special_tokens
+        assert split_special_tokens
         return [LETTERS.index(letter) for letter in text]
 
 

@@ -42,7 +42,7 @@ def documents(number: int) -> list[Document]:
 
 
 def questions(number: int = 6, **changes: object) -> list[Question]:
-    settings = {"max_questions": 100, "shots": 1, "max_answer_words": 8, "characters": 500, "seed": 3} | changes
+    settings = {"max_questions": 100, "shots": 1, "characters": 500, "seed": 3} | changes
     return list(build_questions(documents(number), miner, **settings).questions)  # type: ignore[arg-type]
 
 
@@ -119,7 +119,7 @@ def test_solved_examples_come_from_other_documents_and_prefer_the_same_kind() ->
 
 
 def test_a_single_document_has_no_examples_and_says_so() -> None:
-    found = build_questions(documents(1), miner, max_questions=9, shots=2, max_answer_words=8, characters=500, seed=3)
+    found = build_questions(documents(1), miner, max_questions=9, shots=2, characters=500, seed=3)
     assert [q.shots for q in found.questions] == [()] * 3
     assert found.dropped == {"shots-not-to-be-had": 6}
 
@@ -134,7 +134,7 @@ def test_pairs_that_cannot_be_judged_are_dropped_with_their_reason() -> None:
             Pair("Fine?", text.split()[0]),
         ]
 
-    found = build_questions(documents(1), odd, max_questions=9, shots=0, max_answer_words=8, characters=500, seed=3)
+    found = build_questions(documents(1), odd, max_questions=9, shots=0, characters=500, seed=3)
     assert [q.question for q in found.questions] == ["Fine?"]
     assert found.dropped == {
         "answer-empty-when-normalised": 1,
@@ -154,9 +154,7 @@ def test_a_reasoned_answer_is_judged_by_its_conclusion() -> None:
             )
         ]
 
-    found = build_questions(
-        documents(1), reasoned, max_questions=9, shots=0, max_answer_words=8, characters=500, seed=3
-    )
+    found = build_questions(documents(1), reasoned, max_questions=9, shots=0, characters=500, seed=3)
     (question,) = found.questions
     assert (question.question, question.answer) == ("What comes first?", "alpha0")
 

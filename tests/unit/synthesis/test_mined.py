@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructpt.synthesis import Pair, profiles
-from instructpt.synthesis.filters import is_grounded
 from instructpt.synthesis.mined import FAMILIES, MINERS, mine
 from instructpt.synthesis.mined.candidate import data, words
 from instructpt.synthesis.mined.text import MinedText
@@ -55,6 +54,11 @@ def answers_of(pair: Pair) -> tuple[str, tuple[str, ...]]:
     return parts.conclusion, parts.options
 
 
+def stands_in(answer: str, document: str) -> bool:
+    """White space and letter case aside."""
+    return " ".join(answer.split()).lower() in " ".join(document.split()).lower()
+
+
 def check(document: str, pairs: list[Pair], max_pairs: int) -> None:
     """What holds for the pairs of any document."""
     assert len(pairs) <= max_pairs
@@ -64,7 +68,7 @@ def check(document: str, pairs: list[Pair], max_pairs: int) -> None:
         assert pair.answer == pair.answer.strip() != ""
         assert not any(tag in pair.question + "\n" + pair.answer for tag in TAGS)
         answer, options = answers_of(pair)
-        assert answer in options or answer in ("yes", "no") or is_grounded(answer, document)
+        assert answer in options or answer in ("yes", "no") or stands_in(answer, document)
         assert answer in options or not options
     profile = profiles.load()
     if pairs:

@@ -12,9 +12,8 @@ def test_known_strategies():
         strategy = strategies.load(name)
         assert strategy.name == name
         assert "arXiv" in strategy.paper
+        assert strategy.deduplicate == "document"
         strategy.check_engine(strategy.engines[0])
-    assert strategies.load().needs_model
-    assert not strategies.load("mined").needs_model
 
 
 def test_wrong_engine_names_the_right_ones():
