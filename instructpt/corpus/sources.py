@@ -6,13 +6,15 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from instructpt.api.base import Access
 from instructpt.api.v1alpha1.corpus import CorpusSource, Format
-from instructpt.corpus.streams import Compression
 from instructpt.errors import ConfigError, NotFoundError
 from instructpt.storage import Location, ObjectInfo, Scheme, Store, expand_uri, has_glob, open_store, parse_uri
+
+if TYPE_CHECKING:
+    from instructpt.corpus.streams import Compression  # loads pyarrow, which a listing does not need
 
 ObjectFormat = Literal["jsonl", "parquet", "arrow", "text"]
 
