@@ -11,14 +11,17 @@ import importlib
 import json
 import logging
 import os
+import platform
 import signal
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from instructpt.api.runspec import MAX_RESULT_BYTES, RunSpec, StageKind, StageResult
+from instructpt.api.version import VERSION
 from instructpt.errors import ConfigError, CorpusError, EnvironmentNotReadyError, InstructPTError, PlanError
 from instructpt.local.folder import write_atomically
 from instructpt.telemetry.context import WorkerContext
@@ -92,9 +95,27 @@ def _dispatch(spec: RunSpec, ctx: WorkerContext) -> StageResult | None:
     module: Any = importlib.import_module(MODULES[spec.stage])
     if spec.verb == "finalize":
         result: StageResult = module.finalize(spec, ctx)
+        if result.missing == 0:
+            _note_run(spec, ctx)
         return result
     module.run(spec, ctx)
     return None
+
+
+def _note_run(spec: RunSpec, ctx: WorkerContext) -> None:
+    """When and where the stage was finished, beside its manifest and in no digest."""
+    from instructpt.corpus.manifest import RUN
+    from instructpt.storage import open_store
+
+    note = {
+        "finishedAt": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "worker": ctx.worker_id,
+        "owner": f"{spec.owner_kind}/{spec.owner_name}",
+        "step": spec.step,
+        "version": VERSION,
+    }
+    open_store(spec.output.uri, access=spec.output).put(RUN, json.dumps(note, indent=2).encode())
 
 
 def _context() -> WorkerContext:

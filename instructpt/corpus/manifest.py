@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 
-from instructpt.api.runspec import ResolvedInput
 from instructpt.errors import ConfigError, CorpusError, NotFoundError
 from instructpt.storage.base import Store
 
@@ -150,19 +149,10 @@ def load_manifest(store: Store, *, digest: str | None = None) -> Manifest:
     return parse_manifest(data, where=f"{store.uri}/{MANIFEST}")
 
 
-def resolved(input_: ResolvedInput) -> dict[str, str]:
-    """Lineage entry of an input: its URI stays out, only its digest counts."""
-    return {} if input_.digest is None else {"digest": input_.digest}
-
-
-def publish_manifest(
-    store: Store, manifest: Manifest, *, objects: Mapping[str, str] | None = None, run: Mapping[str, Any] | None = None
-) -> str:
-    """Write ``objects.json`` and ``run.json``, then the manifest, last. Returns its digest; may be repeated."""
+def publish_manifest(store: Store, manifest: Manifest, *, objects: Mapping[str, str] | None = None) -> str:
+    """Write ``objects.json``, then the manifest, last. Returns its digest; writing it twice is harmless."""
     if objects is not None:
         store.put(OBJECTS, orjson.dumps(dict(objects), option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
-    if run is not None:
-        store.put(RUN, orjson.dumps(dict(run), option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
     store.put(MANIFEST, manifest.to_bytes())
     return manifest.digest
 

@@ -162,7 +162,7 @@ def test_files_that_hold_no_object_are_refused(tmp_path: Path, content: str, sai
 
 
 def test_a_missing_file_names_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="does not exist; instructpt init"):
+    with pytest.raises(ConfigError, match="does not exist; .*instructpt init DIR"):
         load_resource(tmp_path / "none.yaml")
 
 
