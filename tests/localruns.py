@@ -72,8 +72,11 @@ def write_corpus(path: Path, documents: int) -> None:
     path.write_text("".join(json.dumps({"text": sentences(i)}) + "\n" for i in range(documents)))
 
 
-def pipeline(folder: Path, *, storage: str | None = None, **spec: Any) -> Path:
-    """Write a small but whole pipeline, with a tuned synthesizer and two arms, and return its file."""
+def pipeline(folder: Path, *, corpus: Path | None = None, storage: str | None = None, **spec: Any) -> Path:
+    """Write a small but whole pipeline, with a tuned synthesizer and two arms, and return its file.
+
+    Runs that shall give equal bytes read one ``corpus``: a manifest names the objects that its micro-shards lie in.
+    """
     training = {
         "init": TINY, "tokenizer": {"train": {"vocabSize": 400}}, "tokens": 20_000, "sequenceLength": 128,
         "globalBatchRows": 8, "microBatchRows": 8, "maxRepeats": 20, "checkpoint": {"everySteps": 60},
@@ -81,7 +84,7 @@ def pipeline(folder: Path, *, storage: str | None = None, **spec: Any) -> Path:
     body = {
         "storage": {"uri": storage or "runs/small/data"},
         "corpus": {
-            "uri": "corpus/*.jsonl", "documentsPerShard": 20, "split": {"tune": 0.4, "train": 0.4, "heldOut": 0.2},
+            "uri": f"{corpus or 'corpus'}/*.jsonl", "documentsPerShard": 20, "split": {"tune": 0.4, "train": 0.4, "heldOut": 0.2},
         },
         "synthesis": {
             "synthesizer": {
