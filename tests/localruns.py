@@ -84,7 +84,8 @@ def pipeline(folder: Path, *, corpus: Path | None = None, storage: str | None = 
     body = {
         "storage": {"uri": storage or "runs/small/data"},
         "corpus": {
-            "uri": f"{corpus or 'corpus'}/*.jsonl", "documentsPerShard": 20, "split": {"tune": 0.4, "train": 0.4, "heldOut": 0.2},
+            "uri": f"{corpus or 'corpus'}/*.jsonl", "documentsPerShard": 20,
+            "split": {"tune": 0.4, "train": 0.4, "heldOut": 0.2},
         },
         "synthesis": {
             "synthesizer": {
