@@ -144,13 +144,17 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
     return limits
 
 
+REPEATED = 1.05
+"""Passes over the data from which repeating is worth a sentence."""
+
+
 def _limits_of_data(arms: Mapping[str, Any]) -> list[str]:
     said: list[str] = []
     tokens = {name: arm["train_tokens"] for name, arm in arms.items() if arm.get("train_tokens")}
     if tokens and max(tokens.values()) - min(tokens.values()) > EQUAL_TOKENS * max(tokens.values()):
         numbers = ", ".join(f"{name} {number:,}" for name, number in tokens.items())
         said.append(f"The arms were NOT trained on equal numbers of tokens ({numbers}); do not compare them.")
-    repeated = [f"{name} {arm['repeats']:.2g} times" for name, arm in arms.items() if (arm.get("repeats") or 0) > 1.0]
+    repeated = [f"{name} {arm['repeats']:.2g} times" for name, arm in arms.items() if (arm.get("repeats") or 0) >= REPEATED]
     if repeated:
         said.append(f"Data were repeated: {_and(repeated)}. An arm that repeats more learns less from each pass.")
     unique = {name: arm["unique_documents"] for name, arm in arms.items() if arm.get("unique_documents")}
