@@ -154,7 +154,8 @@ def _limits_of_data(arms: Mapping[str, Any]) -> list[str]:
     if tokens and max(tokens.values()) - min(tokens.values()) > EQUAL_TOKENS * max(tokens.values()):
         numbers = ", ".join(f"{name} {number:,}" for name, number in tokens.items())
         said.append(f"The arms were NOT trained on equal numbers of tokens ({numbers}); do not compare them.")
-    repeated = [f"{name} {arm['repeats']:.2g} times" for name, arm in arms.items() if (arm.get("repeats") or 0) >= REPEATED]
+    passes = {name: arm.get("repeats") or 0 for name, arm in arms.items()}
+    repeated = [f"{name} {number:.2g} times" for name, number in passes.items() if number >= REPEATED]
     if repeated:
         said.append(f"Data were repeated: {_and(repeated)}. An arm that repeats more learns less from each pass.")
     unique = {name: arm["unique_documents"] for name, arm in arms.items() if arm.get("unique_documents")}
