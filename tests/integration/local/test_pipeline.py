@@ -10,6 +10,9 @@ import localruns
 import pytest
 import s3servers
 
+# The whole path, several times over, beside another worker of pytest.
+pytestmark = pytest.mark.timeout(1200)
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
