@@ -100,10 +100,10 @@ clean: ## Remove caches and build results; .venv and runs/ stay
 clean-all: clean ## Remove .venv and runs/ as well
 	rm -rf $(VENV) runs
 
-# The newest Python that works here: a name on the path may be a shim of a version that is not installed, and Debian's
+# The Python the pins were made and tested on, else a newer one: a name on the path may be a shim of a version that is not installed, and Debian's
 # python3 may lack venv. Newer than the newest tested one only if nothing else is there.
 $(VENV)/.stamp-venv:
-	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
 		if $$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 			echo "creating $(VENV) with $$($$python --version) ($$python)"; \
 			$$python -m venv $(VENV); \
@@ -111,7 +111,7 @@ $(VENV)/.stamp-venv:
 			exit 0; \
 		fi; \
 	done; \
-	echo "error: no usable Python among: $(or $(PYTHON),python3.13 python3.12 python3.11 python3)" >&2; \
+	echo "error: no usable Python among: $(or $(PYTHON),python3.11 python3.12 python3.13 python3)" >&2; \
 	echo "       Python 3.11 or later with the venv module is needed; on Debian and Ubuntu:" >&2; \
 	echo "       apt-get install python3 python3-venv      (or: make PYTHON=/path/to/python)" >&2; \
 	exit 1
