@@ -100,8 +100,8 @@ clean: ## Remove caches and build results; .venv and runs/ stay
 clean-all: clean ## Remove .venv and runs/ as well
 	rm -rf $(VENV) runs
 
-# The Python the pins were made and tested on, else a newer one: a name on the path may be a shim of a version that is not installed, and Debian's
-# python3 may lack venv. Newer than the newest tested one only if nothing else is there.
+# The Python that the pins were made and tested on, else a newer one. A name on the path may be a shim of a version that is
+# not installed, and Debian's python3 may lack venv.
 $(VENV)/.stamp-venv:
 	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
 		if $$python -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
