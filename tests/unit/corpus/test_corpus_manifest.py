@@ -60,7 +60,7 @@ def test_publishing_and_loading():
     store = MemoryStore()
     with pytest.raises(NotFoundError, match="let the job that writes it finish"):
         load_manifest(store)
-    digest = publish_manifest(store, MANIFEST, objects={"000001": "data/x"}, run={"host": "h"})
+    digest = publish_manifest(store, MANIFEST, objects={"000001": "data/x"})
     assert load_manifest(store, digest=digest).to_bytes() == MANIFEST.to_bytes()
     assert load_objects(store) == {"000001": "data/x"}
     with pytest.raises(ConfigError, match="expected sha256:other"):
