@@ -30,7 +30,7 @@ def test_generated_files_are_up_to_date() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_sample_example_and_recipe_is_valid(path: Path) -> None:
-    load_resource(path)
+    assert load_resource(path).metadata.name
 
 
 def test_there_is_a_sample_of_every_kind() -> None:

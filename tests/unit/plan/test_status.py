@@ -63,4 +63,5 @@ def test_a_left_run_is_stopped() -> None:
 @pytest.mark.parametrize("active", [True, False])
 def test_a_status_fits_the_api_model(active: bool) -> None:
     judged = judge(quickstart(), begun(quickstart()), Observation(stages={}, active=active))
-    InstructionPretrainingStatus.model_validate(judged.to_wire())
+    status = InstructionPretrainingStatus.model_validate(judged.to_wire())
+    assert (status.phase, status.gate) == (judged.phase, "Pending")
