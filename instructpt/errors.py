@@ -1,7 +1,8 @@
 """Every error that instructpt raises on purpose.
 
     InstructPTError
-    |-- ConfigError        the spec, a flag or a credential is wrong: nothing is retried
+    |-- ConfigError        the spec or a flag is wrong: nothing is retried
+    |   `-- CredentialsError       a Secret or profile is missing, incomplete or refused by the server
     |-- EnvironmentNotReadyError   a package, a server or a device is missing on this machine
     |-- StorageError       an object could not be read or written
     |   |-- NotFoundError          the object or bucket does not exist
@@ -53,6 +54,10 @@ class InstructPTError(Exception):
 
 class ConfigError(InstructPTError):
     """The spec, a flag or a credential is wrong. Retrying cannot help."""
+
+
+class CredentialsError(ConfigError):
+    """Credentials are missing or incomplete, or the server refuses them. The message names the Secret, never a key."""
 
 
 class EnvironmentNotReadyError(InstructPTError):

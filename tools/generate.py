@@ -46,6 +46,9 @@ def reference(kind: str) -> str:
         rules = list(_rules(schema["properties"][part], part))
         if rules:
             lines += ["Rules:", "", *rules, ""]
+    lines += ["## metadata and changes", "", "Rules:", ""]
+    lines += [f"- {rule['message']}" for rule in schema["x-kubernetes-validations"]]
+    lines.append("")
     return "\n".join(lines)
 
 

@@ -72,7 +72,7 @@ Count = Annotated[
     int,
     BeforeValidator(parse_count),
     Field(ge=1),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": r"^\d+(\.\d+)?[kKMBGT]?$"}),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 32, "pattern": r"^\d+(\.\d+)?[kKMBGT]?$"}),
 ]
 """A positive number that may be written with a suffix: ``8B``, ``500M``, ``200k``."""
 
@@ -83,11 +83,19 @@ def _no_userinfo(uri: str) -> str:
     """Refuse credentials in a URI, wherever one is written."""
     if re.match(r"^[a-z][a-z0-9+.-]*://[^/]*@", uri):
         # The value is not repeated: it holds the secret.
-        raise ValueError("must not hold credentials; name them with secretRef")
+        raise ValueError(URI_RULE.message)
     return uri
 
 
-Uri = Annotated[str, Field(min_length=1, max_length=2048), AfterValidator(_no_userinfo)]
+URI_RULE = Rule(
+    "must not hold credentials; name them with secretRef",
+    "!has(self) || !self.matches('^[a-z][a-z0-9+.-]*://[^/]*@')",
+)
+URI_MARK = "x-instructpt-uri"
+"""Marks a field for :data:`URI_RULE`; it never reaches a CRD."""
+Uri = Annotated[
+    str, Field(min_length=1, max_length=2048, json_schema_extra={URI_MARK: True}), AfterValidator(_no_userinfo)
+]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=40)]
 
@@ -113,20 +121,9 @@ class Access(ApiModel):
     ] = None
 
 
-def _uri_is_clean(uri: str | None) -> bool:
-    return uri is None or not uri.startswith("s3://") or not re.search(r"[@?#]", uri[5:].split("/", 1)[0])
-
-
 class StorageSpec(Access):
     """A place that this object writes to: a folder or ``s3://bucket/prefix``."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "uri must not hold credentials; name them with secretRef",
-            "!self.uri.startsWith('s3://') || !self.uri.split('/')[2].contains('@')",
-            lambda s: _uri_is_clean(s.uri),
-        ),
-    )
     uri: Annotated[Uri, Field(description="Folder or s3://bucket/prefix below which everything is written.")]
 
 
@@ -148,16 +145,16 @@ class Input(Access):
             "has(self.uri) != has(self.ref)",
             lambda s: (s.uri is None) != (s.ref is None),
         ),
-        Rule(
-            "uri must not hold credentials; name them with secretRef",
-            "!has(self.uri) || !self.uri.startsWith('s3://') || !self.uri.split('/')[2].contains('@')",
-            lambda s: _uri_is_clean(s.uri),
-        ),
     )
     uri: Annotated[Uri | None, Field(default=None, description="Folder, s3:// prefix or manifest of the input.")] = None
     digest: Annotated[
         str | None,
-        Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="Digest the input's manifest must have."),
+        Field(
+            default=None,
+            max_length=71,
+            pattern=r"^sha256:[0-9a-f]{64}$",
+            description="Digest the input's manifest must have.",
+        ),
     ] = None
     ref: Annotated[ObjectRef | None, Field(default=None, description="Object that produces the input.")] = None
 
@@ -192,6 +189,15 @@ class ObjectMeta(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """Paths of the scale subresource, which ``kubectl scale`` and autoscalers use."""
+
+    spec_replicas: str
+    status_replicas: str
+    selector: str
+
+
+@dataclass(frozen=True, slots=True)
 class PrinterColumn:
     """One column of ``kubectl get``."""
 
@@ -207,6 +213,7 @@ class Resource(ApiModel):
     plural: ClassVar[str]
     short_name: ClassVar[str]
     columns: ClassVar[tuple[PrinterColumn, ...]] = ()
+    scale: ClassVar[Scale | None] = None
 
     api_version: Annotated[Literal["instructpt.dev/v1alpha1"], Field(description="API group and version.")]
     metadata: Annotated[ObjectMeta, Field(description="Name, namespace, labels.")]

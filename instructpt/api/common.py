@@ -7,36 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from instructpt.api.base import ApiModel, Condition, ObjectRef
-
-
-class PodTemplate(ApiModel):
-    """The part of a pod that may be set by the user. Nothing here can leave the pod's sandbox."""
-
-    labels: Annotated[Mapping[str, str] | None, Field(default=None, description="Labels added to the pods.")] = None
-    annotations: Annotated[
-        Mapping[str, str] | None, Field(default=None, description="Annotations added to the pods.")
-    ] = None
-    image: Annotated[str | None, Field(default=None, max_length=512, description="Image in place of the chart's.")] = (
-        None
-    )
-    image_pull_policy: Annotated[
-        Literal["Always", "IfNotPresent", "Never"] | None, Field(default=None, description="When to pull the image.")
-    ] = None
-    node_selector: Annotated[
-        Mapping[str, str] | None, Field(default=None, description="Labels the node must have.")
-    ] = None
-    service_account_name: Annotated[
-        str | None, Field(default=None, max_length=253, description="Service account, for workload identity.")
-    ] = None
-    priority_class_name: Annotated[str | None, Field(default=None, max_length=253, description="Priority class.")] = (
-        None
-    )
-    scheduler_name: Annotated[str | None, Field(default=None, max_length=253, description="Scheduler.")] = None
-    runtime_class_name: Annotated[str | None, Field(default=None, max_length=253, description="Runtime class.")] = None
-    termination_grace_period_seconds: Annotated[
-        int | None, Field(default=None, ge=0, description="In place of the planned grace period.")
-    ] = None
+from instructpt.api.base import Access, ApiModel, Condition, ObjectRef
+from instructpt.api.pods import PodTemplate as PodTemplate
 
 
 class Resources(ApiModel):
@@ -50,10 +22,26 @@ class Resources(ApiModel):
         str | None,
         Field(
             default=None,
+            max_length=32,
             pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti)?$",
             description="Memory a worker, such as 8Gi. Acted on by a cluster alone.",
         ),
     ] = None
+
+
+class CompletionPolicy(ApiModel):
+    """When a synthesis counts as done although documents failed."""
+
+    min_succeeded_percent: Annotated[
+        int,
+        Field(
+            default=95,
+            ge=0,
+            le=100,
+            description="Share of the documents that must succeed, in percent; below it the object is Failed, at or "
+            "above it Complete (reason CompletedWithFailures).",
+        ),
+    ] = 95
 
 
 class RunPolicy(ApiModel):
@@ -102,11 +90,52 @@ class RunPolicy(ApiModel):
     ] = None
 
 
+class StageResult(ApiModel):
+    """What ``instructpt worker finalize`` leaves in its termination message: at most 4,096 bytes, no lists."""
+
+    uri: Annotated[str, Field(max_length=2048, description="Prefix that holds manifest.json.")]
+    digest: Annotated[str, Field(max_length=128, description="sha256 of the manifest.")]
+    counts: Annotated[
+        Mapping[str, int], Field(default_factory=dict, description="Documents by verdict, pairs, tokens, steps.")
+    ]
+    scores: Annotated[Mapping[str, float], Field(default_factory=dict, description="Headline figures.")]
+    missing: Annotated[int, Field(default=0, ge=0, description="Micro-shards without a commit.")] = 0
+
+
+class StageStatus(ApiModel):
+    """One stage of an object, as the operator remembers it: what a change of leader must not lose."""
+
+    step: Annotated[str, Field(max_length=253, description="Name of the step.")]
+    key: Annotated[
+        str, Field(max_length=4096, description="Where it writes and what it computes; another key starts it anew.")
+    ]
+    attempt: Annotated[int, Field(default=0, ge=0, description="Attempts so far.")] = 0
+    failed_attempt: Annotated[int, Field(default=0, ge=0, description="Last attempt that was judged a failure.")] = 0
+    failures: Annotated[int, Field(default=0, ge=0, description="Attempts that counted against backoffLimit.")] = 0
+    last_failure: Annotated[
+        str | None, Field(default=None, max_length=2048, description="Why the last attempt failed.")
+    ] = None
+    last_failure_time: Annotated[
+        str | None,
+        Field(default=None, description="When the last attempt failed.", json_schema_extra={"format": "date-time"}),
+    ] = None
+    result: Annotated[StageResult | None, Field(default=None, description="What it left, once it is done.")] = None
+
+
+class InputStatus(Access):
+    """An input that was named by a ref, frozen when the object it names was complete."""
+
+    kind: Annotated[str, Field(max_length=63, description="Kind of the object.")]
+    name: Annotated[str, Field(max_length=63, description="Name of the object.")]
+    uri: Annotated[str, Field(max_length=2048, description="Prefix of its output.")]
+    digest: Annotated[str, Field(max_length=128, description="sha256 of its manifest.")]
+
+
 class OutputStatus(ApiModel):
     """The produced set: where its manifest is and what it hashes to."""
 
-    uri: Annotated[str, Field(description="Prefix that holds manifest.json.")]
-    digest: Annotated[str, Field(description="sha256 of the manifest.")]
+    uri: Annotated[str, Field(max_length=2048, description="Prefix that holds manifest.json.")]
+    digest: Annotated[str, Field(max_length=128, description="sha256 of the manifest.")]
 
 
 class ShardCounts(ApiModel):
@@ -123,8 +152,49 @@ class ProgressStatus(ApiModel):
 
     done: Annotated[int, Field(default=0, ge=0, description="Units done: micro-shards or steps.")] = 0
     total: Annotated[int, Field(default=0, ge=0, description="Units in all.")] = 0
-    unit: Annotated[str, Field(default="", description="What is counted: shards, steps, tasks.")] = ""
+    unit: Annotated[str, Field(default="", max_length=63, description="What is counted: shards, steps, tasks.")] = ""
     eta_seconds: Annotated[int | None, Field(default=None, ge=0, description="Estimated time left, in seconds.")] = None
+    tokens_per_second: Annotated[
+        float | None, Field(default=None, ge=0, description="Tokens a second, of all workers.")
+    ] = None
+    mfu: Annotated[
+        float | None, Field(default=None, ge=0, description="Of training: model FLOPs utilisation, 0 to 1.")
+    ] = None
+    last_updated_time: Annotated[
+        str | None,
+        Field(default=None, description="When a worker last said so.", json_schema_extra={"format": "date-time"}),
+    ] = None
+
+
+DisplayText = Annotated[str, Field(max_length=256)]
+
+
+class DisplayStatus(ApiModel):
+    """Columns of ``kubectl get``: text made from the fields beside it, for people alone."""
+
+    progress: Annotated[DisplayText | None, Field(default=None, description="Such as 147/512 (28%).")] = None
+    synthesis: Annotated[
+        DisplayText | None, Field(default=None, description="Of a pipeline: progress of its synthesis.")
+    ] = None
+    training: Annotated[
+        DisplayText | None, Field(default=None, description="Of a pipeline: steps of its trainings.")
+    ] = None
+    documents: Annotated[DisplayText | None, Field(default=None, description="Such as 15.2M.")] = None
+    tokens: Annotated[DisplayText | None, Field(default=None, description="Such as 3.1B.")] = None
+    shards: Annotated[DisplayText | None, Field(default=None, description="Micro-shards in all.")] = None
+    pairs: Annotated[DisplayText | None, Field(default=None, description="Such as 4.1M.")] = None
+    step: Annotated[DisplayText | None, Field(default=None, description="Such as 12000/50000.")] = None
+    loss: Annotated[DisplayText | None, Field(default=None, description="Such as 2.314.")] = None
+    score: Annotated[DisplayText | None, Field(default=None, description="Of the model that is judged.")] = None
+    delta: Annotated[
+        DisplayText | None, Field(default=None, description="Its gain over the baseline; above 0 is better.")
+    ] = None
+    throughput: Annotated[DisplayText | None, Field(default=None, description="Tokens a second, such as 12.3k.")] = None
+    mfu: Annotated[DisplayText | None, Field(default=None, description="Such as 41.2%.")] = None
+    eta: Annotated[DisplayText | None, Field(default=None, description="Time left, such as 5h10m.")] = None
+    model: Annotated[DisplayText | None, Field(default=None, description="Model of the spec.")] = None
+    arms: Annotated[DisplayText | None, Field(default=None, description="Names of the arms.")] = None
+    tasks: Annotated[DisplayText | None, Field(default=None, description="Names of the tasks.")] = None
 
 
 class CommonStatus(ApiModel):
@@ -133,9 +203,9 @@ class CommonStatus(ApiModel):
     observed_generation: Annotated[
         int | None, Field(default=None, description="Generation the status was judged on.")
     ] = None
-    phase: Annotated[str, Field(default="Pending", description="For display only; derived from the conditions.")] = (
-        "Pending"
-    )
+    phase: Annotated[
+        str, Field(default="Pending", max_length=63, description="For display only; derived from the conditions.")
+    ] = "Pending"
     conditions: Annotated[
         tuple[Condition, ...],
         Field(
@@ -162,7 +232,8 @@ class CommonStatus(ApiModel):
         Mapping[str, int], Field(default_factory=dict, description="Documents by verdict, pairs, tokens, bytes.")
     ]
     scores: Annotated[Mapping[str, float], Field(default_factory=dict, description="Headline figures: loss, scores.")]
-    cost: Annotated[str | None, Field(default=None, description="Cost so far.")] = None
+    cost: Annotated[str | None, Field(default=None, max_length=63, description="Cost so far.")] = None
+    display: Annotated[DisplayStatus | None, Field(default=None, description="Columns of kubectl get.")] = None
     child_refs: Annotated[
         tuple[ObjectRef, ...],
         Field(
@@ -170,3 +241,21 @@ class CommonStatus(ApiModel):
         ),
     ] = ()
     output: Annotated[OutputStatus | None, Field(default=None, description="The produced set.")] = None
+    stages: Annotated[
+        tuple[StageStatus, ...],
+        Field(
+            default=(),
+            max_length=512,
+            description="Stages that were started, with what they left.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["step"]},
+        ),
+    ] = ()
+    inputs: Annotated[
+        tuple[InputStatus, ...],
+        Field(
+            default=(),
+            max_length=256,
+            description="Inputs named by a ref, as they were when this object started.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
+    ] = ()

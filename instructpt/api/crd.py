@@ -11,7 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from instructpt.api.base import GROUP, NAME_PATTERN, VERSION, ApiModel, Resource
+from instructpt.api.base import GROUP, NAME_PATTERN, URI_MARK, URI_RULE, VERSION, ApiModel, Resource, Rule
+
+NAME_RULE = Rule(
+    "metadata.name must be at most 40 lower-case letters, digits and dashes",
+    f"self.metadata.name.matches('{NAME_PATTERN}')",
+)
 
 _DROPPED = {"title", "examples", "additionalProperties", "default", "$defs"}
 _REFUSED = ("uniqueItems", "prefixItems", "oneOf", "allOf", "patternProperties")
@@ -40,7 +45,7 @@ def crd(kind: type[Resource]) -> dict[str, Any]:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
+                    "subresources": {"status": {}, **_scale(kind)},
                     "additionalPrinterColumns": [
                         {
                             "name": column.name,
@@ -71,12 +76,19 @@ def schema_of_kind(kind: type[Resource]) -> dict[str, Any]:
             "spec": structural(_model(fields["spec"].annotation)),
             "status": structural(_model(fields["status"].annotation)),
         },
-        "x-kubernetes-validations": [
-            {
-                "rule": f"self.metadata.name.matches('{NAME_PATTERN}')",
-                "message": "metadata.name must be at most 40 lower-case letters, digits and dashes",
-            }
-        ],
+        "x-kubernetes-validations": [{"rule": rule.cel, "message": rule.message} for rule in (NAME_RULE, *kind.rules)],
+    }
+
+
+def _scale(kind: type[Resource]) -> dict[str, Any]:
+    if kind.scale is None:
+        return {}
+    return {
+        "scale": {
+            "specReplicasPath": kind.scale.spec_replicas,
+            "statusReplicasPath": kind.scale.status_replicas,
+            "labelSelectorPath": kind.scale.selector,
+        }
     }
 
 
@@ -99,6 +111,12 @@ def _annotate(schema: dict[str, Any], model: type[ApiModel]) -> None:
         for cls in reversed(model.__mro__)
         for rule in cls.__dict__.get("rules", ())
         if rule.cel
+    ]
+    rules += [
+        # At the parent, since the server repeats a value that breaks a rule of its own: this one holds a secret.
+        {"rule": URI_RULE.cel.replace("self", f"self.{name}"), "message": f"{name} {URI_RULE.message}"}
+        for name, child in schema["properties"].items()
+        if child.pop(URI_MARK, False)
     ]
     if rules:
         schema["x-kubernetes-validations"] = rules
@@ -148,12 +166,12 @@ def _convert(node: Mapping[str, Any], defs: Mapping[str, Any], where: str) -> di
 
 def _open_object(schema: dict[str, Any], node: Mapping[str, Any], defs: Mapping[str, Any], where: str) -> None:
     values = node.get("additionalProperties")
+    schema.setdefault("maxProperties", 256)
     if schema.get("x-kubernetes-preserve-unknown-fields"):
         return
     if not isinstance(values, Mapping):
         raise TypeError(f"{where}: an object without fields; give it a model or preserve unknown fields")
     schema["additionalProperties"] = _convert(values, defs, f"{where}.*")
-    schema.setdefault("maxProperties", 256)
 
 
 def _wire(value: Any) -> Any:

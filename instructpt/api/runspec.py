@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from instructpt.api.base import Access, ApiModel, Rule, StorageSpec
+from instructpt.api.common import StageResult as StageResult
 from instructpt.api.v1alpha1.corpus import CorpusSource, Split
 from instructpt.api.v1alpha1.evaluationjob import EvaluationSettings
 from instructpt.api.v1alpha1.synthesisjob import SplitName, SynthesisSettings
@@ -234,18 +235,6 @@ def _without_places(value: Any) -> Any:
 
 
 SECTIONS: tuple[StageKind, ...] = ("inspect", "synthesize", "tokenizer", "pack", "train", "evaluate", "report")
-
-
-class StageResult(ApiModel):
-    """What ``instructpt worker finalize`` leaves in its termination message: at most 4,096 bytes, no lists."""
-
-    uri: Annotated[str, Field(description="Prefix that holds manifest.json.")]
-    digest: Annotated[str, Field(description="sha256 of the manifest.")]
-    counts: Annotated[
-        Mapping[str, int], Field(default_factory=dict, description="Documents by verdict, pairs, tokens, steps.")
-    ]
-    scores: Annotated[Mapping[str, float], Field(default_factory=dict, description="Headline figures.")]
-    missing: Annotated[int, Field(default=0, ge=0, description="Micro-shards without a commit.")] = 0
 
 
 def canonical_json(value: object) -> str:

@@ -6,6 +6,8 @@ import difflib
 import os
 import platform
 import shlex
+import sys
+from enum import StrEnum
 from importlib import metadata, resources, util
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,16 +57,34 @@ def validate(file: FileArgument, output: OutputOption = Output.TABLE) -> None:
     talk.print(f"{file}: valid {resource.kind} {resource.metadata.name}, {len(plan.stages)} stages.")
 
 
-def plan(file: FileArgument, output: OutputOption = Output.TABLE) -> None:
+class PlanOutput(StrEnum):
+    """How a plan is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+    KUBERNETES = "kubernetes"
+
+
+def plan(
+    file: FileArgument,
+    output: Annotated[
+        PlanOutput,
+        typer.Option("--output", "-o", help="table, json, yaml, or kubernetes: the objects that a cluster would run."),
+    ] = PlanOutput.TABLE,
+) -> None:
     """Print stages, shards, tokens, steps, memory fit and time before anything runs."""
     resource = load_resource(file)
+    if output is PlanOutput.KUBERNETES:
+        _print_objects(resource)
+        return
     preflight(resource)
     stages = plan_resource(resource, {}, code_version=VERSION).stages
     probe, said = _probe(resource)
     machine = this_machine()
     rows = estimate(resource, probe, machine)
-    if output is not Output.TABLE:
-        emit(_plan_data(resource, stages, rows, machine), output)
+    if output is not PlanOutput.TABLE:
+        emit(_plan_data(resource, stages, rows, machine), Output(output))
         return
     table = Table(title=f"{resource.kind} {resource.metadata.name}", title_justify="left", box=None, pad_edge=False)
     for name in ("step", "shards", "documents", "tokens", "steps", "params", "memory", "fits", "time"):
@@ -88,6 +108,25 @@ def plan(file: FileArgument, output: OutputOption = Output.TABLE) -> None:
     )
     if any(row.fits(machine) is False for row in rows):
         talk.print("A step does not fit this machine's memory: lower microBatchRows or sequenceLength.")
+
+
+def _print_objects(resource: AnyResource) -> None:
+    """What the operator would create now, without owner references: there is no owner yet."""
+    from instructpt.cluster.context import Owner, RenderContext
+    from instructpt.cluster.render import render_plan, to_yaml
+    from instructpt.plan.refs import refs_of
+
+    known = plan_resource(resource, {}, code_version=VERSION, refs=dict.fromkeys(refs_of(resource)))
+    owner = Owner(
+        api_version=resource.api_version,
+        kind=resource.kind,
+        name=resource.metadata.name,
+        namespace=resource.metadata.namespace or "",
+    )
+    sys.stdout.write(to_yaml(render_plan(resource, known, RenderContext(owner=owner, policy=resource.spec))))
+    waiting = [s.step for s in known.stages if s.runspec is None]
+    if waiting:
+        talk.print(f"Not shown, since their inputs are not there yet: {', '.join(waiting)}.", markup=False)
 
 
 def _about(value: float | None) -> str:

@@ -27,6 +27,7 @@ from instructpt.local.folder import write_atomically
 from instructpt.telemetry.context import WorkerContext
 from instructpt.telemetry.logs import configure_logging
 from instructpt.telemetry.server import serve
+from instructpt.telemetry.surroundings import settle
 
 logger = logging.getLogger("instructpt.worker")
 
@@ -54,9 +55,11 @@ def run_worker(verb: str, path: Path, expected_hash: str) -> int:
     try:
         spec = read_runspec(verb, path, expected_hash)
         ctx.scratch.mkdir(parents=True, exist_ok=True)
+        settle(ctx.scratch)
         with _telemetry(ctx, verb):
             result = _dispatch(spec, ctx)
-        if ctx.stop.is_set():
+        # A result, and a training that returns, are whole; other verbs return early when they are asked to leave.
+        if ctx.stop.is_set() and result is None and verb != "train":
             logger.info("stopped by a signal, committed work is kept")
             return EXIT_PREEMPTED
     except InstructPTError as error:

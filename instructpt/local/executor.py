@@ -22,6 +22,7 @@ from instructpt.local.listener import Listener
 from instructpt.local.process import WorkerProcess
 from instructpt.plan import Plan, Stage, Task, plan_resource
 from instructpt.plan.planner import AnyResource
+from instructpt.plan.progress import merge_progress
 from instructpt.storage import open_store
 
 EXIT_CONFIG = 43
@@ -265,20 +266,6 @@ def verified_results(folder: RunFolder) -> dict[str, StageResult]:
         except NotFoundError:
             continue
     return kept
-
-
-def merge_progress(figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """One answer for all replicas: totals are the ledger's (the largest seen), rates and counts add up."""
-    merged: dict[str, Any] = {
-        "done": max(f["done"] for f in figures),
-        "total": max(f["total"] for f in figures),
-        "unit": next((f["unit"] for f in figures if f["unit"]), ""),
-        "gauges": figures[0]["gauges"],
-    }
-    for part in ("counts", "rates"):
-        names = {name for f in figures for name in f[part]}
-        merged[part] = {name: sum(f[part].get(name, 0) for f in figures) for name in sorted(names)}
-    return merged
 
 
 def describe_exit(code: int) -> str:

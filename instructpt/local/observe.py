@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from instructpt.local.executor import EXIT_CONFIG, merge_progress
+from instructpt.local.executor import EXIT_CONFIG
 from instructpt.local.folder import RunFolder
 from instructpt.local.process import fetch_progress
+from instructpt.plan.progress import merge_progress
 from instructpt.plan.status import Observation, StageObservation
 
 

@@ -77,7 +77,9 @@ def describe_problem(problem: Mapping[str, Any], data: object, model: type[BaseM
     message = str(problem["msg"]).removeprefix("Value error, ")
     value = problem.get("input")
     secret = "must not hold credentials" in message
-    shown = "" if secret or isinstance(value, Mapping | BaseModel) else f"={value!r}"
+    parts = value if isinstance(value, list | tuple) else (value,)
+    # A list of objects is not shown either: one of them may hold the secret that another problem is about.
+    shown = "" if secret or any(isinstance(part, Mapping | BaseModel) for part in parts) else f"={value!r}"
     yaml_trap = " (YAML reads unquoted on, off, yes and no as booleans; put it in quotes)" if value in (True, False) and isinstance(value, bool) and "string" in message else ""  # fmt: skip  # noqa: E501
     return f"{field}{shown}: {message}{yaml_trap}"
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from instructpt.api.base import Access, Input, StorageSpec
+from instructpt.api.base import Access, Input, ObjectRef, StorageSpec
 from instructpt.api.common import Resources
 from instructpt.api.runspec import MAX_RUNSPEC_BYTES, ResolvedInput, RunSpec, StageKind, StageResult
 from instructpt.errors import ConfigError, PlanError
 from instructpt.plan.model import Results, Stage, stage_key
+
+RefKey = tuple[str, str]
+"""Kind and name of an object that is named by a ref."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,13 +23,14 @@ class PlanBuilder:
         owner: Kind and name of the object that the next stages belong to.
         results: Results of finished stages.
         code_version: Version stamped into every RunSpec.
+        refs: Outputs of objects that are named by a ref, by kind and name; ``None`` while an output is not there.
     """
 
     owner: tuple[str, str]
     results: Results
     code_version: str
+    refs: dict[RefKey, ResolvedInput | None] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
-    aliases: dict[str, str] = field(default_factory=dict)
 
     def add(
         self,
@@ -64,6 +68,27 @@ class PlanBuilder:
         )  # fmt: skip
         self.stages.append(stage)
         return self._output(stage)
+
+    def lookup(self, ref: ObjectRef, field_name: str, *, fix: str) -> ResolvedInput | None:
+        """The output of another object, or ``None`` while it is not there.
+
+        Raises:
+            ConfigError: Nothing is known of that object: only a cluster can look it up.
+        """
+        if (ref.kind, ref.name) not in self.refs:
+            raise foreign_ref(f"{field_name}.ref", ref.name, fix=fix)
+        return self.refs[ref.kind, ref.name]
+
+    def resolve(self, input_: Input, field_name: str) -> ResolvedInput | None:
+        """An input given by URI or by ref; ``None`` while the object it refers to has no output.
+
+        Raises:
+            ConfigError: It is a ref to an object that nothing is known of.
+        """
+        if input_.ref is not None:
+            return self.lookup(input_.ref, field_name, fix="set uri to that object's output instead")
+        assert input_.uri is not None
+        return ResolvedInput(uri=input_.uri, digest=input_.digest, **access_of(input_))
 
     def result(self, step: str) -> StageResult | None:
         """What a planned step left, if it is done."""
@@ -104,15 +129,3 @@ def foreign_ref(field_name: str, name: str, *, fix: str) -> ConfigError:
         value=name,
         fix=f"{fix}, or apply the file to a cluster",
     )
-
-
-def resolve(input_: Input, field_name: str) -> ResolvedInput:
-    """An input given by URI.
-
-    Raises:
-        ConfigError: It is a ref, which only a cluster can resolve.
-    """
-    if input_.uri is None:
-        name = input_.ref.name if input_.ref else ""
-        raise foreign_ref(f"{field_name}.ref", name, fix="set uri to that object's output instead")
-    return ResolvedInput(uri=input_.uri, digest=input_.digest, **access_of(input_))

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from instructpt.api.checks import check_gate, check_tasks
 from instructpt.api.runspec import EvaluatedModel, EvaluateRun, ResolvedInput
 from instructpt.api.v1alpha1.evaluationjob import EvaluationJobSpec, EvaluationSettings
-from instructpt.plan.builder import PlanBuilder, resolve
+from instructpt.plan.builder import PlanBuilder
 
 
 def plan_evaluation(
-    builder: PlanBuilder,
-    spec: EvaluationJobSpec,
-    *,
-    models: Mapping[int, ResolvedInput | None] | None = None,
-    corpus: ResolvedInput | None = None,
-    waits_for: tuple[str, ...] = (),
-    step: str = "evaluation",
+    builder: PlanBuilder, spec: EvaluationJobSpec, *, waits_for: tuple[str, ...] = (), step: str = "evaluation"
 ) -> ResolvedInput | None:
-    """The measurement and its finishing task; ``models`` holds what the caller resolves, by index."""
+    """The measurement and its finishing task."""
     check_tasks(spec.tasks)
     check_gate(spec, spec.baseline)
-    places = [
-        models[i] if models is not None and i in models else resolve(m, f"spec.models[{i}]")
-        for i, m in enumerate(spec.models)
-    ]
-    if corpus is None and not waits_for:
-        corpus = resolve(spec.corpus, "spec.corpus")
+    places = [builder.resolve(m, f"spec.models[{i}]") for i, m in enumerate(spec.models)]
+    corpus = builder.resolve(spec.corpus, "spec.corpus")
     section = None
     if corpus is not None and all(p is not None for p in places):
         section = EvaluateRun(

@@ -25,7 +25,7 @@ from instructpt.api.v1alpha1.trainingjob import (
     TrainingSettings,
 )
 from instructpt.errors import ConfigError
-from instructpt.plan.builder import PlanBuilder, foreign_ref
+from instructpt.plan.builder import PlanBuilder
 from instructpt.plan.corpus import plan_corpus
 from instructpt.plan.evaluation import plan_evaluation
 from instructpt.plan.naming import arm_step, below, child_name
@@ -71,13 +71,13 @@ def plan_pipeline(builder: PlanBuilder, pipeline: InstructionPretraining, *, sam
     """Stages of all children and of the report; with ``sample`` only up to a synthesis of so many documents."""
     check_tasks(pipeline.spec.evaluation.tasks)
     check_gate(pipeline.spec.evaluation, _baseline(pipeline))
-    _check(pipeline)
-    done: dict[str, ResolvedInput | None] = {}
+    _check(builder, pipeline)
     for child in children(pipeline):
-        builder.owner = (child.object.kind, child.object.metadata.name)
+        name = child.object.metadata.name
+        builder.owner = (child.object.kind, name)
         if sample is not None and child.step == STEP_SYNTHESIS:
             child = _with_sample(child, sample)
-        done[child.step] = _plan_child(builder, pipeline, child, done)
+        builder.refs[child.object.kind, name] = _plan_child(builder, child)
         if sample is not None and child.step == STEP_SYNTHESIS:
             return
     builder.owner = (pipeline.kind, pipeline.metadata.name)
@@ -100,19 +100,20 @@ def plan_pipeline(builder: PlanBuilder, pipeline: InstructionPretraining, *, sam
     )  # fmt: skip
 
 
-def _check(pipeline: InstructionPretraining) -> None:
-    """Refuse what could only fail after earlier stages were paid for."""
+def _check(builder: PlanBuilder, pipeline: InstructionPretraining) -> None:
+    """Refuse what could only fail after earlier stages were paid for, in the words of the pipeline's own fields."""
     spec, tune = pipeline.spec, _tune(pipeline)
     wanted = spec.synthesis.synthesizer
     if wanted is not None and wanted.ref is not None:
-        raise foreign_ref("spec.synthesis.synthesizer.ref", wanted.ref.name, fix="set synthesizer.model to its output")
+        fix = "set synthesizer.model to its output"
+        builder.lookup(wanted.ref, "spec.synthesis.synthesizer", fix=fix)
     for place, init in (
         ("spec.training.init", spec.training.init),
         *((f"spec.arms[{i}].training.init", a.training.init) for i, a in enumerate(spec.arms) if a.training.init),
         *((("spec.synthesis.synthesizer.tune.init", tune.init),) if tune else ()),
     ):
         if init is not None and init.ref is not None:
-            raise foreign_ref(f"{place}.ref", init.ref.name, fix="set init.from to that job's output")
+            builder.lookup(init.ref, place, fix="set init.from to that job's output")
     if tune is None:
         return
     positions = architecture(tune.init.preset, tune.init.config).get("max_position_embeddings")
@@ -131,30 +132,16 @@ def _with_sample(child: PlannedChild, sample: int) -> PlannedChild:
     return replace(child, object=child.object.model_copy(update={"spec": spec}))
 
 
-def _plan_child(
-    builder: PlanBuilder, pipeline: InstructionPretraining, child: PlannedChild, done: dict[str, ResolvedInput | None]
-) -> ResolvedInput | None:
+def _plan_child(builder: PlanBuilder, child: PlannedChild) -> ResolvedInput | None:
     match child.object:
         case Corpus(spec=spec):
             return plan_corpus(builder, spec, step=child.step)
         case SynthesisJob(spec=spec):
-            model = done.get(STEP_SYNTHESIZER) if child.step == STEP_SYNTHESIS else None
-            return plan_synthesis(
-                builder, spec, corpus=done[STEP_CORPUS], model=model, waits_for=child.needs, step=child.step
-            )
+            return plan_synthesis(builder, spec, waits_for=child.needs, step=child.step)
         case TrainingJob(spec=spec):
-            by_name = {child_name(pipeline.metadata.name, step): place for step, place in done.items()}
-            sources = {i: by_name.get(m.ref.name) for i, m in enumerate(spec.mixture) if m.ref is not None}
-            return plan_training(
-                builder, spec, sources=sources, tokenizer_corpus=done[STEP_CORPUS], waits_for=child.needs,
-                step=child.step, arm=child.arm,
-            )  # fmt: skip
+            return plan_training(builder, spec, waits_for=child.needs, step=child.step, arm=child.arm)
         case EvaluationJob(spec=spec):
-            by_name = {child_name(pipeline.metadata.name, step): place for step, place in done.items()}
-            models = {i: by_name[m.ref.name] for i, m in enumerate(spec.models) if m.ref is not None}
-            return plan_evaluation(
-                builder, spec, models=models, corpus=done[STEP_CORPUS], waits_for=child.needs, step=child.step
-            )
+            return plan_evaluation(builder, spec, waits_for=child.needs, step=child.step)
 
 
 def _meta(pipeline: InstructionPretraining, step: str) -> ObjectMeta:
@@ -272,6 +259,7 @@ def _synthesis(pipeline: InstructionPretraining) -> PlannedChild:
             **{name: getattr(spec.synthesis, name) for name in SynthesisSettings.model_fields}, **_policy(pipeline),
             storage=below(spec.storage, STEP_SYNTHESIS), input=Input(ref=_ref(pipeline, "Corpus", STEP_CORPUS)),
             split="train", strategy=spec.synthesis.strategy, synthesizer=synthesizer,
+            completion_policy=spec.synthesis.completion_policy,
         ),
     )  # fmt: skip
     needs = (STEP_CORPUS, STEP_SYNTHESIZER) if tuned else (STEP_CORPUS,)

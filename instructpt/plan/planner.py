@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from instructpt.api.runspec import ResolvedInput
 from instructpt.api.v1alpha1 import Corpus, EvaluationJob, InstructionPretraining, SynthesisJob, TrainingJob
 from instructpt.errors import ConfigError
-from instructpt.plan.builder import PlanBuilder
+from instructpt.plan.builder import PlanBuilder, RefKey
 from instructpt.plan.corpus import plan_corpus
 from instructpt.plan.evaluation import plan_evaluation
 from instructpt.plan.model import Plan, Results
@@ -15,13 +18,21 @@ from instructpt.plan.training import plan_training
 AnyResource = Corpus | SynthesisJob | TrainingJob | EvaluationJob | InstructionPretraining
 
 
-def plan_resource(resource: AnyResource, results: Results, *, code_version: str, sample: int | None = None) -> Plan:
+def plan_resource(
+    resource: AnyResource,
+    results: Results,
+    *,
+    code_version: str,
+    sample: int | None = None,
+    refs: Mapping[RefKey, ResolvedInput | None] | None = None,
+) -> Plan:
     """The stages of an object, given what is already done.
 
     Args:
         resource: Any of the five kinds.
         results: Results of finished stages by key; stages found there carry their result.
         code_version: Version of the code that will run.
+        refs: Outputs of objects outside the plan that the object refers to; ``None`` where there is none yet.
         sample: Synthesize pairs for the first so many documents only, and plan nothing after the synthesis.
 
     Raises:
@@ -30,7 +41,9 @@ def plan_resource(resource: AnyResource, results: Results, *, code_version: str,
     """
     if sample is not None and not isinstance(resource, SynthesisJob | InstructionPretraining):
         raise ConfigError("makes no pairs to sample", field="kind", value=resource.kind, fix="leave out --sample")
-    builder = PlanBuilder(owner=(resource.kind, resource.metadata.name), results=results, code_version=code_version)
+    builder = PlanBuilder(
+        owner=(resource.kind, resource.metadata.name), results=results, code_version=code_version, refs=dict(refs or {})
+    )
     match resource:
         case Corpus(spec=spec):
             plan_corpus(builder, spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from instructpt.api.base import Condition
 from instructpt.api.common import OutputStatus, ProgressStatus, ShardCounts
@@ -33,6 +33,7 @@ class StageObservation:
         error: Message of the last failure, if its last attempt failed.
         is_config: Whether that failure cannot be cured by a retry.
         figures: Merged ``/progress`` of its workers, if any answered.
+        note: What else there is to say while it runs, such as why it is being repeated.
     """
 
     running: bool = False
@@ -40,6 +41,21 @@ class StageObservation:
     error: str | None = None
     is_config: bool = False
     figures: Mapping[str, Any] | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Why the object as a whole does not go on.
+
+    Attributes:
+        type: ``Failed`` is final; ``Blocked`` waits for the user.
+        message: What it means and what to do.
+    """
+
+    type: Literal["Failed", "Blocked"]
+    reason: Reason
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +65,12 @@ class Observation:
     Attributes:
         stages: By step.
         active: Whether anything works on the run at all.
+        problem: What stands in the way of the object as a whole, if anything.
     """
 
     stages: Mapping[str, StageObservation]
     active: bool
+    problem: Problem | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +121,8 @@ def judge(resource: AnyResource, plan: Plan, observed: Observation) -> Judged:
 
 
 def _phase(resource: AnyResource, current: Stage | None, seen: StageObservation, observed: Observation) -> str:
+    if observed.problem is not None and (observed.problem.type == "Failed" or not resource.spec.suspend):
+        return observed.problem.type
     if current is None:
         return "Complete"
     if seen.error is not None and not observed.active:
@@ -120,6 +140,13 @@ def _conditions(
     def condition(type_: str, holds: bool, reason: Reason, message: str = "") -> Condition:
         return Condition(type=type_, status="True" if holds else "False", reason=reason, message=message[:4096])
 
+    problem = observed.problem
+    if problem is not None and (problem.type == "Failed" or not resource.spec.suspend):
+        running = observed.active and problem.type == "Blocked"
+        return (
+            condition(problem.type, True, problem.reason, problem.message),
+            condition("Running", running, problem.reason, problem.message),
+        )
     if current is None:
         return (condition("Complete", True, Reason.COMPLETED), condition("Running", False, Reason.COMPLETED))
     if seen.error is not None and not observed.active:
@@ -129,7 +156,8 @@ def _conditions(
     if resource.spec.suspend:
         return (condition("Suspended", True, Reason.SUSPENDED, "set spec.suspend to false to go on"),)
     if observed.active:
-        return (condition("Running", True, Reason.RUNNING, f"step {current.step}, attempt {max(seen.attempts, 1)}"),)
+        said = f"step {current.step}, attempt {max(seen.attempts, 1)}" + (f"; {seen.note}" if seen.note else "")
+        return (condition("Running", True, Reason.RUNNING, said),)
     if observed.stages:
         return (condition("Running", False, Reason.STOPPED, "run the same command again to go on"),)
     return (condition("Running", False, Reason.PENDING),)
@@ -168,5 +196,5 @@ def _totals(plan: Plan) -> tuple[dict[str, int], dict[str, float]]:
 
 
 def _output(plan: Plan) -> OutputStatus | None:
-    last = plan.stages[-1].result
+    last = plan.stages[-1].result if plan.stages else None
     return None if last is None else OutputStatus(uri=last.uri, digest=last.digest)

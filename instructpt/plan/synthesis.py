@@ -4,37 +4,23 @@ from __future__ import annotations
 
 from instructpt.api.runspec import ResolvedInput, SynthesizeRun
 from instructpt.api.v1alpha1.synthesisjob import SynthesisJobSpec, SynthesisSettings
-from instructpt.plan.builder import PlanBuilder, foreign_ref, resolve
+from instructpt.plan.builder import PlanBuilder
 
 
 def plan_synthesis(
-    builder: PlanBuilder,
-    spec: SynthesisJobSpec,
-    *,
-    corpus: ResolvedInput | None = None,
-    model: ResolvedInput | None = None,
-    waits_for: tuple[str, ...] = (),
-    step: str = "synthesis",
+    builder: PlanBuilder, spec: SynthesisJobSpec, *, waits_for: tuple[str, ...] = (), step: str = "synthesis"
 ) -> ResolvedInput | None:
     """Workers and their finishing task.
 
     Args:
         builder: Collects the stage.
         spec: The job.
-        corpus: The corpus, where the caller has resolved it; otherwise ``spec.input``.
-        model: The synthesizer, likewise; otherwise ``spec.synthesizer.model``.
-        waits_for: Steps of the caller that corpus and model come from; while one is missing, the stage waits.
+        waits_for: Steps that corpus and model come from.
         step: Name of the step.
     """
-    ready = True
-    if corpus is None:
-        ready, corpus = (False, None) if waits_for else (True, resolve(spec.input, "spec.input"))
-    if model is None and spec.strategy != "mined":
-        model = _own_model(spec)
-        if model is None and not waits_for:
-            name = spec.synthesizer.ref.name if spec.synthesizer and spec.synthesizer.ref else ""
-            raise foreign_ref("spec.synthesizer.ref", name, fix="set synthesizer.model to that job's output")
-        ready = ready and model is not None
+    corpus = builder.resolve(spec.input, "spec.input")
+    model = _model(builder, spec)
+    ready = model is not None or spec.strategy == "mined"
     section = None
     if ready and corpus is not None:
         settings = SynthesisSettings(**{name: getattr(spec, name) for name in SynthesisSettings.model_fields})
@@ -50,8 +36,11 @@ def plan_synthesis(
     )  # fmt: skip
 
 
-def _own_model(spec: SynthesisJobSpec) -> ResolvedInput | None:
-    """The model named in the spec; ``None`` for a ref, which the caller resolves."""
-    if spec.synthesizer is None or spec.synthesizer.model is None:
+def _model(builder: PlanBuilder, spec: SynthesisJobSpec) -> ResolvedInput | None:
+    """The synthesizer; ``None`` for rules, and while the job that trains it has no export."""
+    if spec.strategy == "mined" or spec.synthesizer is None:
         return None
-    return ResolvedInput(uri=spec.synthesizer.model)
+    if spec.synthesizer.ref is not None:
+        fix = "set synthesizer.model to that job's output"
+        return builder.lookup(spec.synthesizer.ref, "spec.synthesizer", fix=fix)
+    return None if spec.synthesizer.model is None else ResolvedInput(uri=spec.synthesizer.model)

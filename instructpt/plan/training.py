@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from instructpt.api.base import StorageSpec
 from instructpt.api.presets import architecture
 from instructpt.api.runspec import (
@@ -18,7 +16,7 @@ from instructpt.api.runspec import (
 )
 from instructpt.api.v1alpha1.trainingjob import MixtureSource, TokenizerSpec, TokenizerTrain, TrainingJobSpec
 from instructpt.errors import ConfigError
-from instructpt.plan.builder import PlanBuilder, access_of, foreign_ref, resolve
+from instructpt.plan.builder import PlanBuilder, access_of
 from instructpt.plan.naming import below
 
 DEFAULT_TINY_VOCABULARY = 4096
@@ -28,9 +26,6 @@ def plan_training(
     builder: PlanBuilder,
     spec: TrainingJobSpec,
     *,
-    sources: Mapping[int, ResolvedInput | None] | None = None,
-    tokenizer_corpus: ResolvedInput | None = None,
-    init: ResolvedInput | None = None,
     waits_for: tuple[str, ...] = (),
     step: str = "train",
     arm: str | None = None,
@@ -40,18 +35,18 @@ def plan_training(
     Args:
         builder: Collects the stages.
         spec: The job.
-        sources: For mixture entries that the caller resolves: index -> place, or ``None`` while it is not there.
-        tokenizer_corpus: Likewise for the corpus that a tokenizer is trained on.
-        init: Likewise for ``spec.init.ref``.
-        waits_for: Steps of the caller that those come from.
+        waits_for: Steps that its inputs come from.
         step: Prefix of the steps.
         arm: Arm that is trained, if any.
     """
-    _check(spec, init, waits_for)
-    entries = [_source(i, entry, sources) for i, entry in enumerate(spec.mixture)]
+    _check(spec)
+    init = None
+    if spec.init.ref is not None:
+        init = builder.lookup(spec.init.ref, "spec.init", fix="set init.from to that job's output")
+    entries = [_source(builder, i, entry) for i, entry in enumerate(spec.mixture)]
     prepared = spec.prepared or below(spec.storage, "prepared")
     tokenizer, tokenizer_step = _plan_tokenizer(
-        builder, spec, entries[0], tokenizer_corpus, prepared, f"{step}.tokenizer", waits_for, init
+        builder, spec, entries[0], prepared, f"{step}.tokenizer", waits_for, init
     )
     packed: list[ResolvedInput | None] = []
     for entry, mixed in zip(entries, spec.mixture, strict=True):
@@ -75,7 +70,8 @@ def plan_training(
         )
     pack_steps = tuple(f"{step}.pack-{source_name(i, m)}" for i, m in enumerate(spec.mixture))
     train = None
-    if tokenizer is not None and all(p is not None for p in packed):
+    ready = tokenizer is not None and (spec.init.ref is None or init is not None)
+    if ready and tokenizer is not None and all(p is not None for p in packed):
         train = _train_section(spec, tokenizer, [p for p in packed if p is not None], init)
     return builder.add(
         step, "train", output=spec.storage, section=train, waits_for=pack_steps, replicas=spec.nodes,
@@ -83,12 +79,17 @@ def plan_training(
     )  # fmt: skip
 
 
-def _check(spec: TrainingJobSpec, init: ResolvedInput | None, waits_for: tuple[str, ...]) -> None:
+def _check(spec: TrainingJobSpec) -> None:
     """Refuse what could only fail in a worker, after something was spent."""
-    if spec.init.ref is not None and init is None and not waits_for:
-        raise foreign_ref("spec.init.ref", spec.init.ref.name, fix="set init.from to that job's output")
     names = [source_name(i, entry) for i, entry in enumerate(spec.mixture)]
     for index, name in enumerate(names):
+        if name.endswith("-finalize"):
+            raise ConfigError(
+                "ends like a finishing task",
+                field=f"spec.mixture[{index}].name",
+                value=name,
+                fix="choose a name that does not end with -finalize",
+            )
         if name in names[:index]:
             raise ConfigError(
                 "is the name of two sources",
@@ -111,15 +112,12 @@ def source_name(index: int, entry: MixtureSource) -> str:
     return entry.name or entry.source or (entry.ref.name if entry.ref else f"source-{index}")
 
 
-def _source(
-    index: int, entry: MixtureSource, sources: Mapping[int, ResolvedInput | None] | None
-) -> PreparedSource | None:
-    if sources is not None and index in sources:
-        place = sources[index]
-    elif entry.uri is not None:
-        place = ResolvedInput(uri=entry.uri, digest=entry.digest, **access_of(entry))
+def _source(builder: PlanBuilder, index: int, entry: MixtureSource) -> PreparedSource | None:
+    if entry.ref is not None:
+        place = builder.lookup(entry.ref, f"spec.mixture[{index}]", fix="set uri instead")
     else:
-        raise foreign_ref(f"spec.mixture[{index}].ref", source_name(index, entry), fix="set uri instead")
+        assert entry.uri is not None
+        place = ResolvedInput(uri=entry.uri, digest=entry.digest, **access_of(entry))
     if place is None:
         return None
     default = {"augmented": "augmented", "raw": "corpus", "tuning": "augmented"}.get(entry.source or "")
@@ -142,7 +140,6 @@ def _plan_tokenizer(
     builder: PlanBuilder,
     spec: TrainingJobSpec,
     first: PreparedSource | None,
-    corpus: ResolvedInput | None,
     prepared: StorageSpec,
     step: str,
     waits_for: tuple[str, ...],
@@ -158,9 +155,7 @@ def _plan_tokenizer(
     assert wanted.train is not None
     source = first
     if wanted.train.corpus is not None:
-        place = corpus
-        if wanted.train.corpus.uri is not None or not waits_for:
-            place = resolve(wanted.train.corpus, "spec.tokenizer.train.corpus")
+        place = builder.resolve(wanted.train.corpus, "spec.tokenizer.train.corpus")
         source = (
             None
             if place is None

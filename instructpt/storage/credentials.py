@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instructpt.errors import ConfigError
+from instructpt.errors import ConfigError, CredentialsError
 
 if TYPE_CHECKING:
     from boto3.session import Session
@@ -107,7 +107,7 @@ def read_secret(name: str) -> dict[str, str | None]:
     found = {key: _read(folder / key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
     for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         if not found[key]:
-            raise ConfigError(
+            raise CredentialsError(
                 f"{secret_folder(name) / key} is missing, empty or unreadable",
                 field=_FIELD,
                 value=name,
@@ -261,7 +261,7 @@ def _check_profile(name: str) -> None:
     import boto3
 
     if name not in boto3.Session().available_profiles:
-        raise ConfigError(
+        raise CredentialsError(
             f"there is neither a folder {secret_folder(name)} nor an AWS profile of that name",
             field=_FIELD,
             value=name,

@@ -64,14 +64,14 @@ class S3Store:
         """One request; a refused one is repeated once if the mounted credentials were rotated meanwhile."""
         client = client_for(self._target)
         try:
-            with translated(self._bucket, key, client.meta.endpoint_url):
+            with translated(self._bucket, key, client.meta.endpoint_url, self._target.secret):
                 answer = request(client)
         except ConfigError:
             if not renew_client(self._target, client):
                 raise
             log.info("credentials of %s were rotated: repeating the request", self.uri)
             client = client_for(self._target)
-            with translated(self._bucket, key, client.meta.endpoint_url):
+            with translated(self._bucket, key, client.meta.endpoint_url, self._target.secret):
                 answer = request(client)
         self._seen_bucket = True
         return answer

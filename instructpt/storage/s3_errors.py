@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from instructpt.errors import ConditionFailedError, ConfigError, InstructPTError, NotFoundError, StorageError
+from instructpt.errors import (
+    ConditionFailedError,
+    ConfigError,
+    CredentialsError,
+    InstructPTError,
+    NotFoundError,
+    StorageError,
+)
 
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 _BUSY_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", "InternalError"}
@@ -26,7 +33,9 @@ def status_of(error: BaseException) -> tuple[int, str]:
     return int(status), str(response.get("Error", {}).get("Code", ""))
 
 
-def translate(error: BaseException, *, bucket: str, key: str | None, endpoint: str) -> InstructPTError:
+def translate(
+    error: BaseException, *, bucket: str, key: str | None, endpoint: str, secret: str | None = None
+) -> InstructPTError:
     """The error of this package for ``error``.
 
     Args:
@@ -34,14 +43,22 @@ def translate(error: BaseException, *, bucket: str, key: str | None, endpoint: s
         bucket: The bucket of the request.
         key: Its object, where the request had one.
         endpoint: URL that the client speaks to.
+        secret: Name of the Secret or profile in use, for the message; None for the default chain.
     """
+    found = _translate(error, bucket, key, endpoint)
+    if secret is not None and isinstance(found, CredentialsError):
+        found = CredentialsError(found.message, field="storage.secretRef.name", value=secret, fix=found.fix)
+    return found
+
+
+def _translate(error: BaseException, bucket: str, key: str | None, endpoint: str) -> InstructPTError:
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import ClientError
 
     if isinstance(error, Boto3Error):  # upload_file wraps the cause
         inner = error.__cause__ or error.__context__
         if inner is not None:
-            return translate(inner, bucket=bucket, key=key, endpoint=endpoint)
+            return _translate(inner, bucket, key, endpoint)
     where = f"s3://{bucket}/{key}" if key else f"s3://{bucket}"
     if isinstance(error, ClientError):
         return _of_server(error, bucket, where, endpoint)
@@ -73,7 +90,7 @@ def _of_server(error: BaseException, bucket: str, where: str, endpoint: str) -> 
     if code in _NO_ROOM_CODES or status == 507:
         return StorageError(f"cannot write {where}: the server is full ({answer})", fix="free space there, then retry")
     if status in (401, 403) or code in _REFUSED_CODES:
-        return ConfigError(
+        return CredentialsError(
             f"access to bucket {bucket} is refused ({where}: {answer})",
             fix=f"check the credentials that secretRef names, and that they allow {_PERMISSIONS}",
         )
@@ -85,13 +102,13 @@ def _of_client(error: BaseException, bucket: str, where: str, endpoint: str) -> 
     from botocore import exceptions as bc
 
     if isinstance(error, bc.NoCredentialsError | bc.PartialCredentialsError):
-        return ConfigError(
+        return CredentialsError(
             f"no credentials for bucket {bucket}",
             fix="name a Secret or AWS profile with secretRef, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
     refused = (bc.TokenRetrievalError, bc.SSOError, bc.CredentialRetrievalError, bc.UnauthorizedSSOTokenError)
     if isinstance(error, refused):
-        return ConfigError(f"the credentials for bucket {bucket} could not be loaded: {error}", fix="log in again")
+        return CredentialsError(f"the credentials for bucket {bucket} could not be loaded: {error}", fix="log in again")
     if isinstance(error, bc.ParamValidationError):
         return ConfigError(f"{where} is refused by the client: {error}", fix="correct the storage's uri")
     if isinstance(error, bc.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -107,7 +124,7 @@ def _of_client(error: BaseException, bucket: str, where: str, endpoint: str) -> 
 
 
 @contextmanager
-def translated(bucket: str, key: str | None, endpoint: str) -> Iterator[None]:
+def translated(bucket: str, key: str | None, endpoint: str, secret: str | None = None) -> Iterator[None]:
     """Translate what boto3, botocore and s3transfer raise inside the block."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -115,4 +132,4 @@ def translated(bucket: str, key: str | None, endpoint: str) -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError, Boto3Error) as error:
-        raise translate(error, bucket=bucket, key=key, endpoint=endpoint) from error
+        raise translate(error, bucket=bucket, key=key, endpoint=endpoint, secret=secret) from error

@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import shutil
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from instructpt.corpus.manifest import MANIFEST, Manifest, digest_of, parse_mani
 from instructpt.errors import InstructPTError, NotFoundError, StorageError
 from instructpt.storage import Store
 from instructpt.storage.hashing import sha256_of_file
+from instructpt.training.background import Background
 from instructpt.training.files import file_entries
 
 log = logging.getLogger(__name__)
@@ -116,8 +116,7 @@ class Saver:
         self._scratch = scratch
         self._keep = keep
         self._done = done
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._background = Background()
 
     def save(self, step: int, write: Callable[[Path], object]) -> None:
         """Begin to write a checkpoint; waits for the one before.
@@ -130,21 +129,15 @@ class Saver:
             StorageError: The one before could not be stored.
         """
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(step, write), name=f"checkpoint-{step}", daemon=True)
-        self._thread.start()
+        self._background.start(lambda: self._run(step, write), name=f"checkpoint-{step}")
 
-    def wait(self) -> None:
-        """Until nothing is being written.
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether nothing is being written any more, at the latest after so many seconds.
 
         Raises:
             StorageError: It could not be stored.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        return self._background.wait(seconds)
 
     def _run(self, step: int, write: Callable[[Path], object]) -> None:
         folder = self._scratch / f"saving-{step}"
@@ -155,8 +148,6 @@ class Saver:
             self._upload(step, folder)
             self._prune(step)
             self._done(step)
-        except BaseException as error:
-            self._error = error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

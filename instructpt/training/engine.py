@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ from instructpt.errors import EnvironmentNotReadyError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _SHM = "deepspeed_shm_comm"
+_TURN_SECONDS = 20.0
+"""Far below the time after which a collective gives up on a peer (10 minutes, DEEPSPEED_TIMEOUT)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,15 @@ def start(device: torch.device, ranks: Ranks) -> None:
         store = torch_dist.HashStore()  # type: ignore[attr-defined]
         torch_dist.init_process_group(backend, store=store, rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def on_all(value: int, device: torch.device, ranks: Ranks) -> list[int]:
+    """The values of all ranks, by rank; the process group must be there."""
+    values = torch.zeros(ranks.world_size, dtype=torch.int64, device=device)
+    values[ranks.rank] = value
+    if ranks.world_size > 1:
+        torch_dist.all_reduce(values)
+    return [int(v) for v in values.tolist()]
 
 
 def _prebuilt(op: str) -> bool:
@@ -169,10 +180,18 @@ class Engine:
             torch_dist.all_reduce(values)
         return values
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self._ranks.world_size > 1:
-            torch_dist.barrier()
+    def wait_for_first(self, ready: Callable[[float], bool]) -> None:
+        """Wait, all ranks, until rank 0 is ready: storage may take far longer than a collective waits for a peer.
+
+        The ranks meet again and again meanwhile, so that one that died is noticed as soon as in a step.
+
+        Args:
+            ready: Asked on rank 0: waits for at most so many seconds and says whether all is done.
+        """
+        while True:
+            done = ready(_TURN_SECONDS) if self._ranks.rank == 0 else False
+            if self.all_sum(torch.tensor([float(done)], device=self.device)).item() > 0:
+                return
 
     def weights(self) -> dict[str, Tensor]:
         """Every parameter in fp32 on the CPU, by name; the same on all ranks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 from typing import Any
 
 from instructpt.api.runspec import RunSpec, StageResult
@@ -12,11 +13,13 @@ from instructpt.corpus.manifest import MANIFEST, FileEntry, Manifest, load_manif
 from instructpt.errors import ConfigError, EnvironmentNotReadyError
 from instructpt.storage import Store, open_store
 from instructpt.telemetry.context import WorkerContext
-from instructpt.training.errors import Preempted
+from instructpt.training.errors import PeerLostError, Preempted
 from instructpt.training.outputs import is_whole, result_key
 from instructpt.training.workspace import prepare_workspace
 
 __all__ = ["Preempted", "finalize", "run"]
+
+log = logging.getLogger(__name__)
 
 _PLACES = ("uri", "digest", "endpoint", "region", "secretRef")
 
@@ -28,7 +31,7 @@ def run(spec: RunSpec, ctx: WorkerContext) -> None:
         ConfigError: An input is missing, or spec, model and data do not fit.
         EnvironmentNotReadyError: A package or a device is missing.
         Preempted: ``ctx.stop`` was set and a verified checkpoint was written.
-        TrainingError: The loss is not a number, or a rank died.
+        TrainingError: The loss is not a number, or a rank died (PeerLostError: one whose cause stands elsewhere).
         StorageError: The storage failed.
     """
     output = open_store(spec.output.uri, access=spec.output)
@@ -42,7 +45,12 @@ def run(spec: RunSpec, ctx: WorkerContext) -> None:
     workspace = prepare_workspace(spec, output, ctx.scratch)
     section = spec.train
     if section.nodes * (section.gpus_per_node or section.processes_per_node) > 1:
-        importlib.import_module("instructpt.training.launch").launch(spec, workspace, ctx)
+        try:
+            importlib.import_module("instructpt.training.launch").launch(spec, workspace, ctx)
+        except PeerLostError:
+            if not is_whole(output, spec.work_key()):
+                raise
+            log.info("a peer is gone, and the export is whole: this training was over")
         return
     loop: Any = importlib.import_module("instructpt.training.loop")
     loop.train(spec, workspace, loop.Surroundings(ranks=loop.Ranks(), stop=ctx.stop.is_set, progress=ctx.progress))

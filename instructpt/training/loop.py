@@ -22,11 +22,12 @@ from instructpt.errors import ConfigError, EnvironmentNotReadyError, TrainingErr
 from instructpt.storage import Store, open_store
 from instructpt.telemetry.progress import Progress
 from instructpt.training import metrics
+from instructpt.training.background import Background
 from instructpt.training.batches import Batch, micro_batches
 from instructpt.training.checkpoint import STATE, TRAINER, Saver, training_key
 from instructpt.training.dataset import TokenSource
 from instructpt.training.encoder import TextEncoder
-from instructpt.training.engine import Engine, EngineSettings, Ranks, start
+from instructpt.training.engine import Engine, EngineSettings, Ranks, on_all, start
 from instructpt.training.errors import Preempted
 from instructpt.training.export import CARD, model_card, write_model
 from instructpt.training.files import file_entries
@@ -110,6 +111,7 @@ class Trainer:
     def run(self) -> None:
         """From the last checkpoint, or the start, to the export."""
         start(self._device, self._ranks)
+        self._agree()
         if self._device.type == "cpu":
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -134,9 +136,22 @@ class Trainer:
             done=self._note_checkpoint,
         )
         self._around.progress.update(done=first, total=self._mixture.steps, unit="steps")
+        if first:
+            self._note_checkpoint(first)
         self._steps(engine, recorder, saver, first)
-        saver.wait()
+        engine.wait_for_first(saver.wait)
         self._finish(engine, module, recorder)
+
+    def _agree(self) -> None:
+        """Each node looked for the last checkpoint by itself: all must go on from the same."""
+        resume = self._workspace.resume
+        steps = on_all(resume.step if resume else 0, self._device, self._ranks)
+        if len(set(steps)) > 1:
+            raise TrainingError(
+                f"the nodes found different checkpoints to go on from: after steps {steps}, by rank",
+                fix="it is tried again; look at the log of the node with the smaller one if it stays",
+                retryable=True,
+            )
 
     def _steps(self, engine: Engine, recorder: metrics.Recorder, saver: Saver, first: int) -> None:
         total = self._mixture.steps
@@ -149,8 +164,7 @@ class Trainer:
             if stop or done % self._section.checkpoint.every_steps == 0:
                 self._save(engine, recorder, saver, done)
             if stop:
-                saver.wait()
-                engine.barrier()
+                engine.wait_for_first(saver.wait)
                 raise Preempted(f"stopped after step {done} of {total}, a checkpoint was written", retryable=True)
 
     def _step(self, engine: Engine, recorder: metrics.Recorder, step: int) -> bool:
@@ -268,6 +282,7 @@ class Trainer:
     # ----------------------------------------------------- checkpoint, export
 
     def _save(self, engine: Engine, recorder: metrics.Recorder, saver: Saver, done: int) -> None:
+        engine.wait_for_first(saver.wait)
         state = {f"{_WEIGHTS}{name}": t for name, t in engine.weights().items()} | engine.moments()
         if self._ranks.rank:
             return
@@ -286,15 +301,18 @@ class Trainer:
 
     def _finish(self, engine: Engine, module: PackedCausalLM, recorder: metrics.Recorder) -> None:
         weights = engine.weights()
+        export = Background()
         if self._ranks.rank == 0:
-            dtype = torch.bfloat16 if self._precision() == "bf16" else torch.float32
-            folder = Path(self._workspace.scratch) / "export"
-            shutil.rmtree(folder, ignore_errors=True)
-            named = {name.removeprefix("model."): t.to(dtype) for name, t in weights.items()}
-            write_model(module.model, named, Path(self._workspace.tokenizer), folder)
-            record = self._record(recorder)
-            self._publish(folder, recorder, record)
-        engine.barrier()
+            export.start(lambda: self._export(module, weights, recorder), name="export")
+        engine.wait_for_first(export.wait)
+
+    def _export(self, module: PackedCausalLM, weights: Mapping[str, Tensor], recorder: metrics.Recorder) -> None:
+        dtype = torch.bfloat16 if self._precision() == "bf16" else torch.float32
+        folder = Path(self._workspace.scratch) / "export"
+        shutil.rmtree(folder, ignore_errors=True)
+        named = {name.removeprefix("model."): t.to(dtype) for name, t in weights.items()}
+        write_model(module.model, named, Path(self._workspace.tokenizer), folder)
+        self._publish(folder, recorder, self._record(recorder))
 
     def _record(self, recorder: metrics.Recorder) -> dict[str, Any]:
         receipts = self._mixture.receipt()

@@ -1,7 +1,8 @@
 """``python -m instructpt.training.rank FOLDER``: one rank under torchrun; internal, started by launch.
 
 The folder holds ``runspec.json`` and ``workspace.json``. A file ``stop`` in it asks the ranks to leave; rank 0 writes
-``progress.json``; a rank that fails leaves the cause in ``outcome.json``, because torchrun itself always ends with 1.
+``progress.json``; a rank that starts leaves ``met`` (all nodes are there), and ``stepping`` with its first step; one
+that fails leaves the cause in ``outcome.json``, because torchrun itself always ends with 1.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from instructpt.telemetry.logs import configure_logging
 from instructpt.telemetry.progress import Progress
 from instructpt.training.workspace import Workspace
 
-RUNSPEC, WORKSPACE, STOP, PROGRESS, OUTCOME = (
-    "runspec.json", "workspace.json", "stop", "progress.json", "outcome.json"
+RUNSPEC, WORKSPACE, STOP, MET, STEPPING, PROGRESS, OUTCOME = (
+    "runspec.json", "workspace.json", "stop", "met", "stepping", "progress.json", "outcome.json"
 )  # fmt: skip
 PARENT = "INSTRUCTPT_LAUNCHER_PID"
 _SECONDS = 0.5
@@ -41,6 +42,7 @@ def main(folder: Path) -> int:
     """Train as one rank; 0 at the end, else 1 with the cause in ``outcome.json``."""
     configure_logging(os.environ.get("INSTRUCTPT_LOG_LEVEL", "INFO"))
     end_with_parent()
+    (folder / MET).touch()
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -55,23 +57,36 @@ def main(folder: Path) -> int:
             _start(lambda: _report(folder / PROGRESS, progress, ended))
         spec = RunSpec.model_validate_json((folder / RUNSPEC).read_bytes())
         workspace = Workspace.from_json((folder / WORKSPACE).read_text(encoding="utf-8"))
-        stop = folder / STOP
-        train(
-            spec, workspace, Surroundings(ranks=ranks, stop=lambda: asked.is_set() or stop.exists(), progress=progress)
-        )
+
+        def stop() -> bool:
+            """Asked for at every step."""
+            (folder / STEPPING).touch()
+            return asked.is_set() or (folder / STOP).exists()
+
+        train(spec, workspace, Surroundings(ranks=ranks, stop=stop, progress=progress))
     except InstructPTError as error:
         _leave(folder, {"type": type(error).__name__, "message": error.message, "field": error.field,
                         "value": error.value, "fix": error.fix, "retryable": error.retryable})  # fmt: skip
         return 1
     except BaseException as error:
         traceback.print_exc()
-        # Most often a peer was killed and this rank's collective failed: whoever retries starts from the checkpoint.
         message = f"{type(error).__name__}: {error}"
-        _leave(folder, {"type": "TrainingError", "message": message, "retryable": True})
+        if _of_a_peer(error):
+            message = f"a rank, of this node or another, is gone or does not answer: {message}"
+            _leave(folder, {"type": "PeerLostError", "message": message, "retryable": True})
+        else:  # whoever retries starts from the checkpoint
+            _leave(folder, {"type": "TrainingError", "message": message, "retryable": True})
         return 1
     finally:
         ended.set()
     return 0
+
+
+def _of_a_peer(error: BaseException) -> bool:
+    """Whether a collective failed; gloo raises plain RuntimeErrors that name its source files."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
 
 
 def _start(what: Any) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from instructpt.api.base import Access, ApiModel, Count, PrinterColumn, Resource, Rule, Share, StorageSpec, Uri
 from instructpt.api.common import CommonStatus, RunPolicy
+from instructpt.api.transitions import transition_rules
 
 Format = Literal["auto", "jsonl", "parquet", "arrow", "text"]
 
@@ -98,14 +99,15 @@ class Corpus(Resource):
     short_name: ClassVar[str] = "corp"
     columns: ClassVar[tuple[PrinterColumn, ...]] = (
         PrinterColumn("Phase", ".status.phase"),
-        PrinterColumn("Documents", ".status.counts.documents", "integer"),
-        PrinterColumn("Tokens", ".status.counts.tokens", "integer"),
-        PrinterColumn("Shards", ".status.shards.total", "integer"),
+        PrinterColumn("Documents", ".status.display.documents"),
+        PrinterColumn("Tokens", ".status.display.tokens"),
+        PrinterColumn("Shards", ".status.display.shards"),
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
         PrinterColumn("Format", ".spec.format", priority=1),
         PrinterColumn("URI", ".spec.uri", priority=1),
         PrinterColumn("Digest", ".status.output.digest", priority=1),
     )
+    rules: ClassVar[tuple[Rule, ...]] = transition_rules(CorpusSpec)
     kind: Annotated[Literal["Corpus"], Field(description="Kind.")]
     spec: Annotated[CorpusSpec, Field(description="What is wanted.")]
     status: Annotated[CorpusStatus | None, Field(default=None, description="What is known.")] = None

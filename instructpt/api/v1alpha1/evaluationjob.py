@@ -8,9 +8,13 @@ from pydantic import Field
 
 from instructpt.api.base import ApiModel, Input, PrinterColumn, Resource, Rule, Seed, StorageSpec
 from instructpt.api.common import CommonStatus, Resources, RunPolicy
+from instructpt.api.transitions import transition_rules
 from instructpt.api.v1alpha1.synthesisjob import SplitName
 
 DEFAULT_TASKS = ("bits-per-byte", "answer-bits-per-byte", "qa-exact-match")
+
+
+TaskName = Annotated[str, Field(min_length=1, max_length=63)]
 
 
 class Gate(ApiModel):
@@ -31,7 +35,7 @@ class EvaluationSettings(ApiModel):
     """What is measured; shared by EvaluationJob and the pipeline."""
 
     tasks: Annotated[
-        tuple[str, ...],
+        tuple[TaskName, ...],
         Field(
             default=DEFAULT_TASKS,
             min_length=1,
@@ -97,13 +101,16 @@ class EvaluationJob(Resource):
     short_name: ClassVar[str] = "evl"
     columns: ClassVar[tuple[PrinterColumn, ...]] = (
         PrinterColumn("Phase", ".status.phase"),
-        PrinterColumn("Done", ".status.progress.done", "integer"),
-        PrinterColumn("Total", ".status.progress.total", "integer"),
+        PrinterColumn("Progress", ".status.display.progress"),
+        PrinterColumn("Score", ".status.display.score"),
+        PrinterColumn("Delta", ".status.display.delta"),
         PrinterColumn("Gate", ".status.gate"),
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
+        PrinterColumn("Tasks", ".status.display.tasks", priority=1),
         PrinterColumn("Baseline", ".spec.baseline", priority=1),
         PrinterColumn("Output", ".status.output.uri", priority=1),
     )
+    rules: ClassVar[tuple[Rule, ...]] = transition_rules(EvaluationJobSpec)
     kind: Annotated[Literal["EvaluationJob"], Field(description="Kind.")]
     spec: Annotated[EvaluationJobSpec, Field(description="What is wanted.")]
     status: Annotated[EvaluationJobStatus | None, Field(default=None, description="What is known.")] = None

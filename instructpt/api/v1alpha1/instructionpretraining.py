@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from instructpt.api.base import ApiModel, Count, Name, PrinterColumn, Resource, Rule, Seed, StorageSpec, Uri
-from instructpt.api.common import CommonStatus, RunPolicy
+from instructpt.api.common import CommonStatus, CompletionPolicy, RunPolicy
+from instructpt.api.transitions import transition_rules
 from instructpt.api.v1alpha1.corpus import CorpusSource, Split
 from instructpt.api.v1alpha1.evaluationjob import EvaluationSettings
 from instructpt.api.v1alpha1.synthesisjob import SynthesisSettings, Synthesizer
@@ -79,6 +80,10 @@ class PipelineSynthesis(SynthesisSettings):
     shards: Annotated[
         int | None, Field(default=None, ge=1, le=1_000_000, description="Target number of micro-shards.")
     ] = None
+    completion_policy: Annotated[
+        CompletionPolicy,
+        Field(default_factory=CompletionPolicy, description="When it is done although documents failed."),
+    ]
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "strategy mined and engine.name mined go together; set both or neither",
@@ -211,11 +216,11 @@ class InstructionPretrainingStatus(CommonStatus):
     """What is known of an InstructionPretraining."""
 
     synthesis: Annotated[
-        str | None, Field(default=None, description="Progress of the synthesis, such as 37/128 (29%).")
+        str | None, Field(default=None, max_length=63, description="Progress of the synthesis, such as 37/128 (29%).")
     ] = None
-    training: Annotated[str | None, Field(default=None, description="Progress of the training, such as 120/500.")] = (
-        None
-    )
+    training: Annotated[
+        str | None, Field(default=None, max_length=63, description="Progress of the training, such as 120/500.")
+    ] = None
     gate: Annotated[
         Literal["Pending", "Passed", "Failed", "None"], Field(default="Pending", description="The gate's verdict.")
     ] = "Pending"
@@ -228,14 +233,20 @@ class InstructionPretraining(Resource):
     short_name: ClassVar[str] = "ipt"
     columns: ClassVar[tuple[PrinterColumn, ...]] = (
         PrinterColumn("Phase", ".status.phase"),
-        PrinterColumn("Synthesis", ".status.synthesis"),
-        PrinterColumn("Training", ".status.training"),
+        PrinterColumn("Synthesis", ".status.display.synthesis"),
+        PrinterColumn("Training", ".status.display.training"),
         PrinterColumn("Gate", ".status.gate"),
-        PrinterColumn("Eta", ".status.progress.etaSeconds", "integer"),
+        PrinterColumn("ETA", ".status.display.eta"),
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
         PrinterColumn("Queue", ".spec.queueName", priority=1),
+        PrinterColumn("Model", ".status.display.model", priority=1),
+        PrinterColumn("Arms", ".status.display.arms", priority=1),
         PrinterColumn("Cost", ".status.cost", priority=1),
         PrinterColumn("Output", ".status.output.uri", priority=1),
+    )
+    rules: ClassVar[tuple[Rule, ...]] = transition_rules(
+        InstructionPretrainingSpec,
+        mutable=("synthesis.parallelism", "synthesis.completionPolicy", "training.prepareParallelism"),
     )
     kind: Annotated[Literal["InstructionPretraining"], Field(description="Kind.")]
     spec: Annotated[InstructionPretrainingSpec, Field(description="What is wanted.")]

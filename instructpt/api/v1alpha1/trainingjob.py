@@ -21,6 +21,7 @@ from instructpt.api.base import (
     Uri,
 )
 from instructpt.api.common import CommonStatus, Resources, RunPolicy
+from instructpt.api.transitions import transition_rules
 from instructpt.api.v1alpha1.synthesisjob import SplitName
 
 Objective = Literal["Pretraining", "SynthesizerTuning", "InstructionTuning"]
@@ -111,7 +112,10 @@ class MixtureSource(Access):
     ref: Annotated[ObjectRef | None, Field(default=None, description="SynthesisJob or Corpus.")] = None
     uri: Annotated[Uri | None, Field(default=None, description="Prefix with a manifest, or files.")] = None
     digest: Annotated[
-        str | None, Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$", description="Digest its manifest must have.")
+        str | None,
+        Field(
+            default=None, max_length=71, pattern=r"^sha256:[0-9a-f]{64}$", description="Digest its manifest must have."
+        ),
     ] = None
     split: Annotated[SplitName | None, Field(default=None, description="Part of a Corpus; empty takes all.")] = None
     format: Annotated[
@@ -311,6 +315,10 @@ class TrainingJobSpec(TrainingSettings, RunPolicy):
 class TrainingJobStatus(CommonStatus):
     """What is known of a TrainingJob."""
 
+    launcher: Annotated[
+        str | None, Field(default=None, max_length=63, description="What runs the training, such as PyTorchJob.")
+    ] = None
+
     step: Annotated[int | None, Field(default=None, ge=0, description="Last finished step.")] = None
     steps: Annotated[int | None, Field(default=None, ge=0, description="Steps in all.")] = None
     loss: Annotated[float | None, Field(default=None, description="Loss of the last step, in nats a token.")] = None
@@ -326,15 +334,19 @@ class TrainingJob(Resource):
     short_name: ClassVar[str] = "trn"
     columns: ClassVar[tuple[PrinterColumn, ...]] = (
         PrinterColumn("Phase", ".status.phase"),
-        PrinterColumn("Step", ".status.step", "integer"),
-        PrinterColumn("Loss", ".status.loss", "number"),
+        PrinterColumn("Step", ".status.display.step"),
+        PrinterColumn("Loss", ".status.display.loss"),
         PrinterColumn("Checkpoint", ".status.checkpoint", "integer"),
         PrinterColumn("Restarts", ".status.restarts", "integer"),
         PrinterColumn("Age", ".metadata.creationTimestamp", "date"),
         PrinterColumn("Objective", ".spec.objective", priority=1),
+        PrinterColumn("Launcher", ".status.launcher", priority=1),
         PrinterColumn("Queue", ".spec.queueName", priority=1),
-        PrinterColumn("Eta", ".status.progress.etaSeconds", "integer", 1),
+        PrinterColumn("Tok/s", ".status.display.throughput", priority=1),
+        PrinterColumn("MFU", ".status.display.mfu", priority=1),
+        PrinterColumn("ETA", ".status.display.eta", priority=1),
     )
+    rules: ClassVar[tuple[Rule, ...]] = transition_rules(TrainingJobSpec, mutable=("prepareParallelism",))
     kind: Annotated[Literal["TrainingJob"], Field(description="Kind.")]
     spec: Annotated[TrainingJobSpec, Field(description="What is wanted.")]
     status: Annotated[TrainingJobStatus | None, Field(default=None, description="What is known.")] = None

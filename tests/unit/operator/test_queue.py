@@ -46,7 +46,7 @@ def test_keys_come_in_order_and_once(queue: WorkQueue[str]) -> None:
     assert drain(queue) == ["a", "b", "c"]
 
 
-def test_key_added_while_held_comes_back_after_done_and_not_before(queue: WorkQueue[str]) -> None:
+def test_r6_key_added_while_held_comes_back_after_done_and_not_before(queue: WorkQueue[str]) -> None:
     queue.add("a")
     assert queue.get(0) == "a"
     queue.add("a")

@@ -1,0 +1,78 @@
+"""What a reconciler is given beside its object: the owned state as data. It has no clock, client or environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from instructpt_operator.actions import Object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodProblem:
+    """Why a pod of a child does not run.
+
+    Attributes:
+        reason: As Kubernetes says it: ``ImagePullBackOff``, ``CreateContainerConfigError``, ``Unschedulable`` ...
+        message: As Kubernetes says it.
+    """
+
+    pod: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodEnd:
+    """How a pod's worker ended.
+
+    Attributes:
+        exit_code: Of the worker's container; ``None`` where the pod never ran (evicted before start).
+        message: Its termination message as JSON: a StageResult, or ``{"error": {...}}``; ``None`` if unreadable.
+        disrupted: Whether the pod has the condition DisruptionTarget: preempted, evicted, drained, node lost.
+        reason: As Kubernetes says it: ``Completed``, ``Error``, ``OOMKilled``, ``Evicted`` ...
+    """
+
+    pod: str
+    exit_code: int | None
+    message: Mapping[str, Any] | None = None
+    disrupted: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodFacts:
+    """What the last look at a child's pods showed; absent from ``Observed.pods`` if nobody looked.
+
+    Attributes:
+        running: Pods whose worker runs.
+        recreated: Pods that were created again after a peer of theirs ran already: the first one was taken away.
+        figures: Merged ``/progress`` of the pods that answered, if any.
+    """
+
+    running: int = 0
+    problems: tuple[PodProblem, ...] = ()
+    ends: tuple[PodEnd, ...] = ()
+    recreated: tuple[str, ...] = ()
+    figures: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """The owned state of one object at one moment.
+
+    Attributes:
+        children: Objects whose controller is the reconciled object's uid: ConfigMaps are not among them; Jobs,
+            launcher objects and, of a pipeline, objects of our kinds are. By ``(kind, name)``.
+        pods: What was seen of the pods of a child, by the child's name.
+        refs: Objects of our kinds that the object refers to by name; ``None`` where there is none. By ``(kind, name)``.
+        name_conflict: Name of a foreign object that holds the name of a child, as the executor found on its last try.
+        launcher_installed: Whether the API server knows the launcher's resource.
+    """
+
+    children: Mapping[tuple[str, str], Object] = field(default_factory=dict)
+    pods: Mapping[str, PodFacts] = field(default_factory=dict)
+    refs: Mapping[tuple[str, str], Object | None] = field(default_factory=dict)
+    name_conflict: str | None = None
+    launcher_installed: bool = True

@@ -1,0 +1,125 @@
+"""Pods and their events as JSON -> what a reconciler wants to know. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from instructpt_operator.actions import Object
+from instructpt_operator.observed import PodEnd, PodFacts, PodProblem
+
+_HARMLESS_WAITING = ("ContainerCreating", "PodInitializing")
+_TELLING_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedCreate", "FailedScheduling")
+
+
+def pod_facts(
+    pods: Sequence[Object], events: Iterable[Object] = (), figures: Mapping[str, Any] | None = None
+) -> PodFacts:
+    """What the pods of one child tell.
+
+    Args:
+        pods: As listed; those being deleted count neither as running nor as a problem.
+        events: Events about the child and its pods, of pods that do not start without saying why.
+        figures: Merged progress of those that answered.
+    """
+    living = [p for p in pods if "deletionTimestamp" not in p["metadata"]]
+    problems = [p for pod in living if (p := problem_of(pod)) is not None]
+    if not problems and not any(is_running(p) for p in living):
+        problems = [p for e in events if (p := _event_problem(e)) is not None]
+    return PodFacts(
+        running=sum(is_running(p) for p in living),
+        problems=tuple(problems),
+        ends=tuple(end for p in pods if (end := end_of(p)) is not None),
+        recreated=recreated(pods),
+        figures=figures,
+    )
+
+
+def is_running(pod: Object) -> bool:
+    """Whether its worker runs now."""
+    return pod.get("status", {}).get("phase") == "Running" and any(
+        "running" in s.get("state", {}) for s in pod["status"].get("containerStatuses", ())
+    )
+
+
+def is_stuck(pod: Object) -> bool:
+    """Whether it waits without saying why: then its events tell."""
+    return (
+        pod.get("status", {}).get("phase", "Pending") == "Pending"
+        and "deletionTimestamp" not in pod["metadata"]
+        and problem_of(pod) is None
+    )
+
+
+def problem_of(pod: Object) -> PodProblem | None:
+    """Why a pod does not start, if it says so."""
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    if status.get("phase", "Pending") not in ("Pending", "Running"):
+        return None
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            reason = condition.get("reason", "Unschedulable")
+            if reason == "SchedulingGated":
+                continue
+            return PodProblem(pod=name, reason=reason, message=condition.get("message", ""))
+    for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        waiting = container.get("state", {}).get("waiting")
+        if waiting and waiting.get("reason") and waiting["reason"] not in _HARMLESS_WAITING:
+            return PodProblem(pod=name, reason=waiting["reason"], message=waiting.get("message", ""))
+    return None
+
+
+def end_of(pod: Object) -> PodEnd | None:
+    """How its worker ended, if it has."""
+    status = pod.get("status", {})
+    if status.get("phase") not in ("Succeeded", "Failed"):
+        return None
+    ended = [
+        s["state"]["terminated"] for s in status.get("containerStatuses", ()) if "terminated" in s.get("state", {})
+    ]
+    last = ended[0] if ended else {}
+    return PodEnd(
+        pod=pod["metadata"]["name"],
+        exit_code=last.get("exitCode"),
+        message=_message(last.get("message", "")),
+        disrupted=any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in status.get("conditions", ())),
+        reason=last.get("reason") or status.get("reason", ""),
+    )
+
+
+def recreated(pods: Sequence[Object]) -> tuple[str, ...]:
+    """Pods that were created after a peer's worker had started: somebody took the first one away."""
+    started = [t for p in pods if (t := _started(p)) is not None]
+    if len(pods) < 2 or not started:
+        return ()
+    first = min(started)
+    return tuple(p["metadata"]["name"] for p in pods if _time(p["metadata"]["creationTimestamp"]) > first)
+
+
+def _started(pod: Object) -> datetime | None:
+    for container in pod.get("status", {}).get("containerStatuses", ()):
+        for state in container.get("state", {}).values():
+            if state.get("startedAt"):
+                return _time(state["startedAt"])
+    return None
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def _message(text: str) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _event_problem(event: Object) -> PodProblem | None:
+    if event.get("reason") not in _TELLING_EVENTS:
+        return None
+    about = event.get("involvedObject", {})
+    return PodProblem(pod=about.get("name", ""), reason=event["reason"], message=event.get("message", ""))

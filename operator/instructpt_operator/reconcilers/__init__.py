@@ -1,0 +1,1 @@
+"""Pure decisions: (object, observed, now) -> Outcome. No client, clock, randomness or environment."""

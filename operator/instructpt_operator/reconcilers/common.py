@@ -1,0 +1,118 @@
+"""What all kinds share: ends, suspension, deadlines, conflicts of names."""
+
+from __future__ import annotations
+
+from instructpt.api.reasons import Reason
+from instructpt.cluster.meta import step_label
+from instructpt.cluster.observe import work_state
+from instructpt.plan.model import Plan
+from instructpt.plan.naming import LABEL_ATTEMPT, LABEL_STEP, LABEL_TASK
+from instructpt.plan.planner import AnyResource
+from instructpt.plan.refs import is_true
+from instructpt.plan.status import Observation, Problem
+from instructpt_operator.actions import Delete, Object, Outcome, Ref
+from instructpt_operator.reconcilers.status import write_status
+from instructpt_operator.reconcilers.visit import Visit, seconds_since
+
+
+def compute_children(visit: Visit) -> list[Object]:
+    """Jobs and launcher objects; of a pipeline the objects of our kinds are not among them."""
+    return [c for c in visit.observed.children.values() if LABEL_TASK in c["metadata"].get("labels", {})]
+
+
+def after_end(visit: Visit) -> Outcome:
+    """An object that has ended: stop what still runs, and remove it when its time is over."""
+    for child in compute_children(visit):
+        if work_state(child).phase in ("Pending", "Running", "Suspended") and not _is_leaving(child):
+            visit.actions.append(Delete(ref=Ref.of(child)))
+    ttl, status = visit.resource.spec.ttl_seconds_after_finished, visit.resource.status
+    if ttl is not None and status is not None and status.completion_time is not None:
+        left = ttl - seconds_since(visit, status.completion_time)
+        if left <= 0:
+            visit.actions.append(Delete(ref=own_ref(visit.resource)))
+        else:
+            visit.wake_in(left)
+    return visit.outcome(None)
+
+
+def own_ref(resource: AnyResource) -> Ref:
+    """Names the object itself."""
+    meta = resource.metadata
+    return Ref(
+        api_version=resource.api_version, kind=resource.kind, namespace=meta.namespace or "default", name=meta.name,
+        uid=meta.uid or "",
+    )  # fmt: skip
+
+
+def suspended(visit: Visit, plan: Plan | None, *, busy: bool = False) -> Outcome:
+    """``spec.suspend``: end the compute, keep status and outputs; the deadline starts anew on resume.
+
+    Args:
+        visit: The visit.
+        plan: What would be done, if it is known.
+        busy: Whether children of our kinds still stop.
+    """
+    left = compute_children(visit)
+    visit.actions += [Delete(ref=Ref.of(c)) for c in left if not _is_leaving(c)]
+    visit.start_time = None
+    if left:
+        visit.wake_in(visit.config.start_seconds)
+    for record in list(visit.memory.values()):
+        if record.result is None and record.failed_attempt < record.attempt:
+            # The attempt is over, and nobody is to blame: the next one starts at once and counts as no failure.
+            visit.remember(record, failed_attempt=record.attempt, last_failure_time=None)
+    if not is_true(visit.resource, "Suspended"):
+        visit.say(Reason.SUSPENDED, "stopping the workers; committed work is kept")
+    return write_status(visit, plan, Observation(stages={}, active=bool(left) or busy))
+
+
+def deadline(visit: Visit) -> Problem | None:
+    """``activeDeadlineSeconds`` since the first worker was started, or since the last resume."""
+    limit = visit.resource.spec.active_deadline_seconds
+    if limit is None or visit.start_time is None:
+        return None
+    left = limit - seconds_since(visit, visit.start_time)
+    if left > 0:
+        visit.wake_in(left)
+        return None
+    message = f"spec.activeDeadlineSeconds={limit} is over; raise it in a new object: committed work is kept"
+    visit.actions += [Delete(ref=Ref.of(c)) for c in compute_children(visit) if not _is_leaving(c)]
+    return Problem(type="Failed", reason=Reason.DEADLINE, message=message)
+
+
+def name_conflict(name: str) -> Problem:
+    """A child's name is held by something that is not ours (rule R10)."""
+    message = f"{name} exists and belongs to something else; delete or rename it, then this goes on by itself"
+    return Problem(type="Blocked", reason=Reason.NAME_CONFLICT, message=message)
+
+
+def too_few_succeeded(resource: AnyResource, plan: Plan) -> Problem | None:
+    """``completionPolicy.minSucceededPercent`` of a synthesis, by documents."""
+    policy = getattr(resource.spec, "completion_policy", None)
+    result = plan.stages[-1].result if plan.stages else None
+    if policy is None or result is None or resource.kind != "SynthesisJob":
+        return None
+    documents, dead = result.counts.get("documents", 0), result.counts.get("dead_letters", 0)
+    if documents == 0 or 100.0 * (documents - dead) / documents >= policy.min_succeeded_percent:
+        return None
+    message = (
+        f"{dead} of {documents} documents are dead letters; completionPolicy.minSucceededPercent is "
+        f"{policy.min_succeeded_percent}: read their reasons at {result.uri}, or lower it"
+    )
+    return Problem(type="Failed", reason=Reason.TOO_FEW_SUCCEEDED, message=message)
+
+
+def _is_leaving(child: Object) -> bool:
+    return child["metadata"].get("deletionTimestamp") is not None
+
+
+def is_settled(raw: Object, child: Object) -> bool:
+    """Whether nothing more is to be learnt from a child's pods: its stage has its result, or its failure is counted."""
+    labels = child["metadata"].get("labels", {})
+    if LABEL_TASK not in labels:
+        return True
+    for stage in raw.get("status", {}).get("stages", ()):
+        if step_label(stage["step"]) == labels.get(LABEL_STEP):
+            attempt = int(labels.get(LABEL_ATTEMPT, 0))
+            return "result" in stage or stage.get("failedAttempt", 0) >= attempt
+    return False

@@ -1,0 +1,36 @@
+"""What the operator was started with, as far as a decision depends on it. Frozen at start (rule R22)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instructpt.api.version import VERSION
+from instructpt.cluster.context import DEFAULT_IMAGES, Images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Settings of the operator that decide how children look and when they are retried.
+
+    Attributes:
+        launcher: Name of the launcher for training.
+        code_version: Version stamped into RunSpecs.
+        progress_seconds: Time between two looks at running workers.
+        start_seconds: Time between two looks at pods that do not run yet.
+        retry_seconds: Wait after the first failure of a stage; it doubles with every further one.
+        retry_seconds_max: The longest wait.
+    """
+
+    images: Images = DEFAULT_IMAGES
+    launcher: str = "pytorchjob"
+    code_version: str = VERSION
+    progress_seconds: float = 10.0
+    start_seconds: float = 3.0
+    retry_seconds: float = 5.0
+    retry_seconds_max: float = 300.0
+
+    def retry_wait(self, failures: int) -> float:
+        """Seconds to wait after so many failures; none after an interruption that was nobody's fault."""
+        if failures == 0:
+            return 0.0
+        return float(min(self.retry_seconds * 2 ** min(failures - 1, 16), self.retry_seconds_max))

@@ -1,0 +1,263 @@
+"""One stage of an object, from nothing to its result: attempts, the finishing task, failures, retries.
+
+The state is read from the children and from what the status remembers, never from an event. Attempt n of the workers is
+followed by the finishing task n; its termination message is the result. A failure is first written to the status and
+acted on by the next visit, so that a crash in between counts it once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from instructpt.api.common import StageResult, StageStatus
+from instructpt.api.reasons import Reason
+from instructpt.cluster.launchers.base import WorkState
+from instructpt.cluster.observe import work_state
+from instructpt.cluster.render import render_runspec, render_task
+from instructpt.plan.model import Stage, Task
+from instructpt.plan.naming import (
+    ANNOTATION_KEY,
+    LABEL_ATTEMPT,
+    LABEL_STEP,
+    LABEL_TASK,
+    TASK_FINALIZE,
+    TASK_WORK,
+)
+from instructpt.plan.status import Problem, StageObservation
+from instructpt_operator.actions import ConfirmAbsent, Create, Delete, Object, Patch, Ref
+from instructpt_operator.observed import PodFacts
+from instructpt_operator.reconcilers.failures import Failure, judge_failure, judge_problem
+from instructpt_operator.reconcilers.visit import Visit, rfc3339, seconds_since
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """Where a stage stands after a visit.
+
+    Attributes:
+        active: Whether something works on it, or will without the user's doing.
+        result: Set once it is done.
+        interim: What pods say, for the status.
+    """
+
+    stage: StageObservation
+    active: bool = True
+    problem: Problem | None = None
+    result: StageResult | None = None
+
+
+def advance(visit: Visit, stage: Stage) -> Seen:
+    """Look at one stage and ask for its next step."""
+    record = visit.record(stage)
+    work, finalize = _latest(visit, stage, TASK_WORK), _latest(visit, stage, TASK_FINALIZE)
+    attempt = max(record.attempt, *(_attempt(c) for c in (work, finalize) if c is not None), 0)
+    record = visit.remember(record, attempt=attempt)
+    outdated = [c for c in (work, finalize) if c is not None and _is_outdated(c, stage, record)]
+    if outdated or attempt == 0 or record.failed_attempt >= attempt:
+        return _next_attempt(visit, stage, record, [c for c in (work, finalize) if c is not None])
+    work = work if work is not None and _attempt(work) == attempt else None
+    finalize = finalize if finalize is not None and _attempt(finalize) == attempt else None
+    if finalize is not None:
+        return _finalizing(visit, stage, record, finalize)
+    if work is None:
+        if stage.work is None:  # only a finishing task, and it is gone
+            return _create_finalize(visit, stage, record)
+        # Somebody deleted it, or the cache lags: the live read in front of the next attempt tells which.
+        visit.say(Reason.DISRUPTED, f"step {stage.step}: attempt {attempt} is gone; starting the next", warning=True)
+        return _start(visit, stage, record)
+    return _working(visit, stage, record, work)
+
+
+def _working(visit: Visit, stage: Stage, record: StageStatus, work: Object) -> Seen:
+    state, facts = work_state(work), visit.observed.pods.get(work["metadata"]["name"])
+    if _is_leaving(work):
+        visit.wake_in(visit.config.start_seconds)
+        return _running(stage, record, note="waiting until the last attempt is gone")
+    if state.phase == "Succeeded":
+        return _create_finalize(visit, stage, record)
+    if state.phase == "Failed":
+        if facts is None:  # nobody has looked at its pods yet
+            visit.wake_in(1.0)
+            return _running(stage, record)
+        failure = judge_failure(state, facts)
+        if failure.permanent or stage.kind == "train":
+            return _failed(visit, stage, record, failure)
+        # Other workers may have done the failed one's part: the ledger knows.
+        return _create_finalize(visit, stage, record)
+    _scale(visit, stage, work)
+    return _active(visit, stage, record, state, facts)
+
+
+def _scale(visit: Visit, stage: Stage, work: Object) -> None:
+    """Follow an edit of parallelism: an Indexed Job is elastic where both numbers move together."""
+    spec = work.get("spec", {})
+    if work["kind"] == "Job" and "parallelism" in spec and spec["parallelism"] != stage.replicas:
+        body = {"spec": {"parallelism": stage.replicas, "completions": stage.replicas}}
+        visit.actions.append(Patch(ref=Ref.of(work), body=body))
+        visit.say("Scaled", f"step {stage.step}: {spec['parallelism']} to {stage.replicas} workers")
+
+
+def _active(visit: Visit, stage: Stage, record: StageStatus, state: WorkState, facts: PodFacts | None) -> Seen:
+    """Workers exist and have not ended: what they say, or why they do not start."""
+    problem = None
+    together = stage.kind == "train"
+    if facts is not None and facts.problems and (together or facts.running == 0):
+        reason, message = judge_problem(facts.problems[0])
+        problem = Problem(type="Blocked", reason=reason, message=f"step {stage.step}: {message}")
+    elif state.phase == "Suspended":
+        message = f"step {stage.step} waits for admission by its queue"
+        problem = Problem(type="Blocked", reason=Reason.QUEUED, message=message)
+    running = facts is not None and facts.running > 0
+    visit.wake_in(visit.config.progress_seconds if running else visit.config.start_seconds)
+    figures = facts.figures if facts is not None else None
+    return Seen(stage=StageObservation(running=True, attempts=record.attempt, figures=figures), problem=problem)
+
+
+def _finalizing(visit: Visit, stage: Stage, record: StageStatus, finalize: Object) -> Seen:
+    state, facts = work_state(finalize), visit.observed.pods.get(finalize["metadata"]["name"])
+    if _is_leaving(finalize):
+        visit.wake_in(visit.config.start_seconds)
+        return _running(stage, record)
+    if state.phase not in ("Succeeded", "Failed"):
+        return _active(visit, stage, record, state, facts)
+    if facts is None:
+        visit.wake_in(1.0)
+        return _running(stage, record)
+    if state.phase == "Failed":
+        return _failed(visit, stage, record, judge_failure(state, facts))
+    result = _result(facts)
+    if result is None:
+        # Its pod is gone with the message: it is idempotent, so it is simply asked again.
+        visit.actions.append(Delete(ref=Ref.of(finalize)))
+        visit.wake_in(visit.config.start_seconds)
+        return _running(stage, record, note="asking the finishing task again: its message is lost")
+    if result.missing:
+        return _failed(visit, stage, record, _incomplete(visit, stage, record, result))
+    visit.remember(record, result=result, last_failure=None)
+    visit.say("StageDone", f"step {stage.step} is done: {result.uri}")
+    return Seen(stage=StageObservation(attempts=record.attempt), result=result)
+
+
+def _incomplete(visit: Visit, stage: Stage, record: StageStatus, result: StageResult) -> Failure:
+    """The workers ended without finishing: why, by what the pods of the workers say."""
+    missing = f"{result.missing} micro-shards have no commit yet" if stage.kind != "train" else "no export was written"
+    work = _latest(visit, stage, TASK_WORK)
+    if work is None or work_state(work).phase != "Failed":
+        return Failure(reason=Reason.WORKER_FAILED, message=missing)
+    failure = judge_failure(work_state(work), visit.observed.pods.get(work["metadata"]["name"]))
+    return Failure(reason=failure.reason, message=f"{missing}: {failure.message}", counted=failure.counted)
+
+
+def _result(facts: PodFacts) -> StageResult | None:
+    for end in facts.ends:
+        if end.exit_code == 0 and end.message is not None:
+            try:
+                return StageResult.model_validate(end.message)
+            except ValidationError:
+                continue
+    return None
+
+
+def _failed(visit: Visit, stage: Stage, record: StageStatus, failure: Failure) -> Seen:
+    """Write the failure down; the next visit acts on it."""
+    failures = record.failures + failure.counted
+    record = visit.remember(
+        record, failed_attempt=record.attempt, failures=failures, last_failure=failure.message[:2000],
+        last_failure_time=rfc3339(visit.now),
+    )  # fmt: skip
+    limit = visit.resource.spec.backoff_limit
+    observation = StageObservation(attempts=record.attempt, error=failure.message, is_config=failure.permanent)
+    if failure.permanent:
+        message = f"step {stage.step}: {failure.message}; correct it in a new object: committed work is kept"
+        return Seen(
+            stage=observation, active=False, problem=Problem(type="Failed", reason=failure.reason, message=message)
+        )
+    if failures > limit:
+        message = (
+            f"step {stage.step} failed {failures} times, backoffLimit is {limit}; the last time: {failure.message}"
+        )
+        return Seen(
+            stage=observation, active=False, problem=Problem(type="Failed", reason=Reason.BACKOFF, message=message)
+        )
+    counted = f"failure {failures} of {limit} allowed" if failure.counted else "not counted"
+    visit.say(
+        failure.reason, f"step {stage.step}, attempt {record.attempt}: {failure.message} ({counted})", warning=True
+    )
+    visit.wake_in(0.1)
+    return _running(stage, record)
+
+
+def _next_attempt(visit: Visit, stage: Stage, record: StageStatus, left: list[Object]) -> Seen:
+    """Start an attempt once everything of the last one is gone and its wait is over (rule R11)."""
+    if left:
+        visit.actions += [Delete(ref=Ref.of(c)) for c in left if not _is_leaving(c)]
+        visit.wake_in(visit.config.start_seconds)
+        return _running(stage, record)
+    if record.last_failure_time is not None and record.failed_attempt >= record.attempt > 0:
+        wait = visit.config.retry_wait(record.failures) - seconds_since(visit, record.last_failure_time)
+        if wait > 0:
+            visit.wake_in(wait)
+            return _running(stage, record)
+    return _start(visit, stage, record)
+
+
+def _start(visit: Visit, stage: Stage, record: StageStatus) -> Seen:
+    """Create the workers of the next attempt, after a live read that the last attempt is gone."""
+    last, attempt = record.attempt, record.attempt + 1
+    if stage.work is None:
+        return _create_finalize(visit, stage, visit.remember(record, attempt=attempt))
+    if last > 0:
+        before = render_task(stage, stage.work, last, visit.context)
+        visit.actions.append(ConfirmAbsent(ref=Ref.of(before)))
+        visit.restarts += 1
+    _create(visit, stage, stage.work, attempt)
+    record = visit.remember(record, attempt=attempt)
+    if visit.start_time is None:
+        visit.start_time = rfc3339(visit.now)
+    visit.say("StageStarted", f"step {stage.step}: attempt {attempt}, {stage.replicas} worker(s)")
+    visit.wake_in(visit.config.start_seconds)
+    return _running(stage, record)
+
+
+def _create_finalize(visit: Visit, stage: Stage, record: StageStatus) -> Seen:
+    assert stage.finalize is not None
+    _create(visit, stage, stage.finalize, max(record.attempt, 1))
+    record = visit.remember(record, attempt=max(record.attempt, 1))
+    if visit.start_time is None:
+        visit.start_time = rfc3339(visit.now)
+    visit.wake_in(visit.config.start_seconds)
+    return _running(stage, record)
+
+
+def _create(visit: Visit, stage: Stage, task: Task, attempt: int) -> None:
+    for obj in (render_runspec(task, visit.context), render_task(stage, task, attempt, visit.context)):
+        visit.actions.append(Create(object=obj, owner_uid=visit.uid))
+
+
+def _running(stage: Stage, record: StageStatus, *, note: str | None = None) -> Seen:
+    if note is None and record.last_failure is not None:
+        note = f"attempt {record.failed_attempt} failed: {record.last_failure}"
+    return Seen(stage=StageObservation(running=True, attempts=record.attempt, note=note))
+
+
+def _latest(visit: Visit, stage: Stage, task: str) -> Object | None:
+    """The child of the highest attempt."""
+    found = [c for c in visit.children_of(stage, LABEL_STEP) if c["metadata"]["labels"].get(LABEL_TASK) == task]
+    return max(found, key=_attempt, default=None)
+
+
+def _attempt(child: Object) -> int:
+    return int(child["metadata"]["labels"].get(LABEL_ATTEMPT, 0))
+
+
+def _is_outdated(child: Object, stage: Stage, record: StageStatus) -> bool:
+    """Whether a child works for another key than the stage has now: its spec was edited."""
+    key: Any = child["metadata"].get("annotations", {}).get(ANNOTATION_KEY)
+    return key != stage.key and _attempt(child) <= record.attempt
+
+
+def _is_leaving(child: Object) -> bool:
+    return child["metadata"].get("deletionTimestamp") is not None

@@ -1,0 +1,223 @@
+"""Plays the kubelet on an API server that has none: pods start, run and end as a script says.
+
+The objects, their validation, the Job controller and garbage collection are real; only what a container would have done
+is played, by writing pod status as a kubelet does. PyTorchJobs are played as the training operator judges them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from instructpt.plan.naming import LABEL_ATTEMPT, LABEL_NAME, LABEL_STEP, LABEL_TASK, MANAGED_BY, OPERATOR
+from instructpt_operator.runtime.client import ApiError, KubeClient, ResourceType
+
+PODS = ResourceType(api_version="v1", kind="Pod", plural="pods")
+CONFIG_MAPS = ResourceType(api_version="v1", kind="ConfigMap", plural="configmaps")
+PYTORCHJOBS = ResourceType(api_version="kubeflow.org/v1", kind="PyTorchJob", plural="pytorchjobs")
+LONG_AGO = "2020-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True)
+class End:
+    """How a worker ends. ``wait`` keeps it running until :meth:`Player.release`."""
+
+    code: int = 0
+    message: Mapping[str, Any] | None = None
+    reason: str = ""
+    disrupted: bool = False
+    wait: bool = False
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """A pod that never starts, with what the kubelet says of it."""
+
+    reason: str
+    message: str
+
+
+Script = Callable[[Mapping[str, str], int], "End | Stuck"]
+"""Labels of a pod and how many pods of that name, step and task were played before -> what happens to it."""
+
+
+def all_well(labels: Mapping[str, str], number: int) -> End:
+    """Every worker ends well."""
+    return End()
+
+
+@dataclass
+class Player:
+    """One thread over one namespace; use as a context manager."""
+
+    client: KubeClient
+    namespace: str
+    script: Script = all_well
+    played: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    _done: dict[str, Any] = field(default_factory=dict)
+    _free: set[str] = field(default_factory=set)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Player:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        assert self._thread is not None
+        self._thread.join()
+
+    def release(self, step: str) -> None:
+        """Let the waiting workers of a step end."""
+        self._free.add(step)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.05):
+            try:
+                for job in self._trainings():
+                    self._train(job)
+                for pod in self.client.list(PODS, self.namespace, label_selector=f"{MANAGED_BY}={OPERATOR}"):
+                    self._play(pod)
+            except ApiError as error:
+                if error.status not in (0, 404, 409, 429, 500, 503):
+                    self.errors.append(str(error))
+
+    def _trainings(self) -> list[dict[str, Any]]:
+        try:
+            return self.client.list(PYTORCHJOBS, self.namespace)
+        except ApiError as error:
+            if error.status == 404:
+                return []
+            raise
+
+    def _play(self, pod: dict[str, Any]) -> None:
+        meta = pod["metadata"]
+        labels, uid = meta["labels"], meta["uid"]
+        if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+            return
+        if uid not in self._done:
+            key = (labels[LABEL_NAME], labels[LABEL_STEP], labels[LABEL_TASK])
+            self._done[uid] = self.script(labels, self.played[key])
+            self.played[key] += 1
+        act = self._done[uid]
+        if isinstance(act, Stuck):
+            self._status(pod, "Pending", {"waiting": {"reason": act.reason, "message": act.message}})
+        elif act.wait and labels[LABEL_STEP] not in self._free:
+            self._status(pod, "Running", {"running": {"startedAt": LONG_AGO}})
+        else:
+            self._end(pod, act)
+
+    def _end(self, pod: dict[str, Any], end: End) -> None:
+        message = end.message
+        if message is None and end.code == 0 and pod["metadata"]["labels"][LABEL_TASK] == "finalize":
+            message = self._result(pod)
+        terminated = {
+            "exitCode": end.code,
+            "reason": end.reason or ("Completed" if end.code == 0 else "Error"),
+            "message": "" if message is None else json.dumps(message),
+            "startedAt": LONG_AGO,
+            "finishedAt": LONG_AGO,
+        }
+        self._status(pod, "Succeeded" if end.code == 0 else "Failed", {"terminated": terminated}, end.disrupted)
+
+    def _result(self, pod: dict[str, Any]) -> dict[str, Any]:
+        """What a real finishing task would leave: a function of its RunSpec."""
+        volumes = pod["spec"]["volumes"]
+        name = next(v["configMap"]["name"] for v in volumes if v.get("configMap"))
+        spec = json.loads(self.client.get(CONFIG_MAPS, self.namespace, name)["data"]["runspec.json"])
+        spec.pop("verb")
+        body = {k: v for k, v in spec.items() if k not in ("parallelism", "ownerName", "ownerKind", "step")}
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        result = {
+            "uri": spec["output"]["uri"],
+            "digest": f"sha256:{digest}",
+            "counts": {"documents": 100, "augmented": 100, "raw": 0, "dead_letters": 0, "pairs": 300, "steps": 50},
+            "scores": {"loss": 2.5},
+        }
+        self.results[spec["output"]["uri"]] = result
+        return result
+
+    def _status(
+        self, pod: dict[str, Any], phase: str, state: dict[str, Any], disrupted: bool = False
+    ) -> None:
+        containers = [
+            {"name": c["name"], "image": c["image"], "imageID": "", "ready": "running" in state, "restartCount": 0,
+             "state": state}
+            for c in pod["spec"]["containers"]
+        ]  # fmt: skip
+        conditions = [{"type": "Ready", "status": "True" if "running" in state else "False"}]
+        if disrupted:
+            conditions.append({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"})
+        status = {"phase": phase, "containerStatuses": containers, "conditions": conditions, "startTime": LONG_AGO}
+        if all(pod.get("status", {}).get(k) == v for k, v in status.items() if k != "conditions"):
+            return
+        self.client.merge_patch(
+            PODS, self.namespace, pod["metadata"]["name"], {"status": status}, subresource="status"
+        )
+
+    def _train(self, job: dict[str, Any]) -> None:
+        """Create the pods of a PyTorchJob once, and judge it by them."""
+        conditions = {c["type"] for c in job.get("status", {}).get("conditions", ()) if c["status"] == "True"}
+        if "deletionTimestamp" in job["metadata"] or conditions & {"Succeeded", "Failed"}:
+            return
+        name = job["metadata"]["name"]
+        selector = f"training.kubeflow.org/job-name={name}"
+        pods = self.client.list(PODS, self.namespace, label_selector=selector)
+        if not pods:
+            if "Created" not in conditions:
+                self._create_pods(job)
+                self._judge(job, "Created")
+            return
+        phases = [p.get("status", {}).get("phase") for p in pods]
+        if "Failed" in phases:
+            self._judge(job, "Failed")
+        elif all(p == "Succeeded" for p in phases):
+            self._judge(job, "Succeeded")
+        elif "Running" in phases and "Running" not in conditions:
+            self._judge(job, "Running")
+
+    def _create_pods(self, job: dict[str, Any]) -> None:
+        meta = job["metadata"]
+        for role, replica in job["spec"]["pytorchReplicaSpecs"].items():
+            for index in range(replica.get("replicas", 1)):
+                template = replica["template"]
+                labels = {**template["metadata"]["labels"], "training.kubeflow.org/job-name": meta["name"]}
+                owner = {"apiVersion": job["apiVersion"], "kind": job["kind"], "name": meta["name"], "uid": meta["uid"],
+                         "controller": True, "blockOwnerDeletion": True}  # fmt: skip
+                pod = {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "metadata": {
+                        "name": f"{meta['name']}-{role.lower()}-{index}",
+                        "namespace": self.namespace,
+                        "labels": labels,
+                        "ownerReferences": [owner],
+                    },
+                    "spec": {**template["spec"], "restartPolicy": "Never"},
+                }
+                self.client.create(PODS, pod)
+
+    def _judge(self, job: dict[str, Any], type_: str) -> None:
+        before = job.get("status", {}).get("conditions", [])
+        condition = {"type": type_, "status": "True", "reason": f"PyTorchJob{type_}", "message": type_,
+                     "lastTransitionTime": LONG_AGO, "lastUpdateTime": LONG_AGO}  # fmt: skip
+        kept = [{**c, "status": "False"} if type_ in ("Succeeded", "Failed") and c["type"] == "Running" else c
+                for c in before]  # fmt: skip
+        status = {"conditions": [*kept, condition], "replicaStatuses": {}}
+        self.client.merge_patch(
+            PYTORCHJOBS, self.namespace, job["metadata"]["name"], {"status": status}, subresource="status"
+        )
+
+
+def attempt_of(labels: Mapping[str, str]) -> int:
+    """The attempt that a pod belongs to."""
+    return int(labels[LABEL_ATTEMPT])

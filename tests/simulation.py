@@ -1,0 +1,234 @@
+"""A cluster in memory for reconcilers: their actions are applied, pods end at once as a script says. No API server."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from instructpt.api.v1alpha1 import KINDS
+from instructpt.plan.naming import LABEL_ATTEMPT, LABEL_STEP, LABEL_TASK, TASK_FINALIZE
+from instructpt_operator.actions import ConfirmAbsent, Create, Delete, Outcome, Patch, Ref
+from instructpt_operator.observed import Observed, PodEnd, PodFacts, PodProblem
+from instructpt_operator.reconcilers.config import Config
+from instructpt_operator.reconcilers.decide import decide
+
+NAMESPACE = "lab"
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """How every pod of a child ends."""
+
+    code: int = 0
+    message: Mapping[str, Any] | None = None
+    reason: str = ""
+    disrupted: bool = False
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The child's pods run, and tell their progress."""
+
+    figures: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """The child's pods do not start."""
+
+    reason: str
+    message: str
+
+
+Script = Callable[[str, str, int], "Ends | Runs | Stuck"]
+"""(step label, task, attempt) -> what its pods do."""
+
+
+def all_well(step: str, task: str, attempt: int) -> Ends:
+    return Ends()
+
+
+@dataclass
+class Cluster:
+    """Objects by kind and name, with a clock that moves only when told."""
+
+    script: Script = all_well
+    config: Config = field(default_factory=Config)
+    objects: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    events: list[tuple[Key, str, str]] = field(default_factory=list)
+    writes: list[str] = field(default_factory=list)
+    created: Counter[str] = field(default_factory=Counter)
+    conflicts: set[str] = field(default_factory=set)
+    launcher_installed: bool = True
+    serial: int = 0
+
+    def apply(self, kind: str, name: str, spec: Mapping[str, Any]) -> Key:
+        """Create an object of ours, with the defaults that the API server would fill in."""
+        raw = {"apiVersion": "instructpt.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": dict(spec)}
+        wire = KINDS[kind].model_validate(raw).to_wire()
+        return self._put({**raw, "spec": wire["spec"]})
+
+    def get(self, key: Key) -> dict[str, Any]:
+        return self.objects[key]
+
+    def status(self, key: Key) -> dict[str, Any]:
+        found: dict[str, Any] = self.objects[key].get("status", {})
+        return found
+
+    def condition(self, key: Key, type_: str) -> dict[str, Any]:
+        return next((c for c in self.status(key).get("conditions", ()) if c["type"] == type_), {})
+
+    def is_true(self, key: Key, type_: str) -> bool:
+        return self.condition(key, type_).get("status") == "True"
+
+    def edit(self, key: Key, **spec: Any) -> None:
+        obj = self.objects[key]
+        obj["spec"] = {**obj["spec"], **spec}
+        obj["metadata"]["generation"] += 1
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete an object and what it owns."""
+        self._delete(Ref(api_version="", kind=kind, namespace=NAMESPACE, name=name))
+
+    def settle(self, *, rounds: int = 200, step_seconds: float = 5.0) -> None:
+        """Visit everything until nothing changes for a while, moving the clock."""
+        quiet = 0
+        for _ in range(rounds):
+            before = len(self.writes)
+            for key in [k for k in self.objects if k[0] in KINDS]:
+                if key in self.objects:
+                    self.visit(key)
+            self._kubelet()
+            self.now += timedelta(seconds=step_seconds)
+            quiet = quiet + 1 if len(self.writes) == before else 0
+            if quiet >= 3:
+                return
+
+    def visit(self, key: Key) -> Outcome:
+        """One visit, with its outcome carried out as the executor does."""
+        raw = copy.deepcopy(self.objects[key])
+        outcome = decide(raw, self.observe(key), self.now, self.config)
+        conflict = self._act(raw, outcome)
+        if conflict is not None:
+            outcome = decide(raw, self.observe(key, name_conflict=conflict), self.now, self.config)
+            self._act(raw, outcome)
+        return outcome
+
+    def observe(self, key: Key, *, name_conflict: str | None = None) -> Observed:
+        uid = self.objects[key]["metadata"]["uid"]
+        owned = {k: copy.deepcopy(o) for k, o in self.objects.items() if _controller(o) == uid}
+        children = {k: o for k, o in owned.items() if k[0] != "ConfigMap"}
+        pods = {k[1]: f for k, o in children.items() if (f := self._facts(o)) is not None}
+        return Observed(
+            children=children, pods=pods, refs=_Refs(self), name_conflict=name_conflict,
+            launcher_installed=self.launcher_installed,
+        )  # fmt: skip
+
+    def _act(self, raw: dict[str, Any], outcome: Outcome) -> str | None:
+        for action in outcome.actions:
+            match action:
+                case ConfirmAbsent(ref=ref) if (ref.kind, ref.name) in self.objects:
+                    return None
+                case Create(object=obj):
+                    name = obj["metadata"]["name"]
+                    if name in self.conflicts:
+                        return name
+                    self._create(dict(obj), raw["metadata"]["uid"])
+                case Patch(ref=ref, body=body):
+                    self.edit((ref.kind, ref.name), **body["spec"])
+                    self.writes.append(f"patch {ref.name}")
+                case Delete(ref=ref):
+                    self._delete(ref)
+        key = (raw["kind"], raw["metadata"]["name"])
+        if outcome.status is not None and key in self.objects and outcome.status != self.status(key):
+            KINDS[raw["kind"]].model_validate({**raw, "status": outcome.status})  # the CRD would refuse more
+            self.objects[key]["status"] = json.loads(json.dumps(outcome.status))
+            self.writes.append(f"status {key[1]}")
+        self.events += [(key, e.reason, e.message) for e in outcome.events]
+        return None
+
+    def _create(self, obj: dict[str, Any], uid: str) -> None:
+        key = (obj["kind"], obj["metadata"]["name"])
+        if key in self.objects:
+            assert _controller(self.objects[key]) == uid, f"{key} is somebody else's"
+            return
+        if obj["kind"] in KINDS:
+            spec = KINDS[obj["kind"]].model_validate(obj).to_wire()["spec"]
+            obj = {**obj, "spec": spec}
+        self._put(obj)
+        self.created[key[1]] += 1
+        self.writes.append(f"create {key[0]} {key[1]}")
+
+    def _put(self, obj: dict[str, Any]) -> Key:
+        self.serial += 1
+        meta = {"namespace": NAMESPACE, "uid": f"uid-{self.serial}", "generation": 1, **obj["metadata"]}
+        key = (obj["kind"], meta["name"])
+        self.objects[key] = copy.deepcopy({**obj, "metadata": meta})
+        return key
+
+    def _delete(self, ref: Ref) -> None:
+        obj = self.objects.pop((ref.kind, ref.name), None)
+        if obj is None:
+            return
+        self.writes.append(f"delete {ref.name}")
+        for key, child in list(self.objects.items()):
+            if _controller(child) == obj["metadata"]["uid"]:
+                self._delete(Ref(api_version="", kind=key[0], namespace=NAMESPACE, name=key[1]))
+
+    def _played(self, obj: Mapping[str, Any]) -> Ends | Runs | Stuck:
+        labels = obj["metadata"]["labels"]
+        return self.script(labels[LABEL_STEP], labels[LABEL_TASK], int(labels[LABEL_ATTEMPT]))
+
+    def _kubelet(self) -> None:
+        """Judge Jobs and PyTorchJobs by what their pods do."""
+        for obj in self.objects.values():
+            if obj["kind"] not in ("Job", "PyTorchJob") or obj.get("status"):
+                continue
+            act = self._played(obj)
+            if isinstance(act, Ends):
+                good = "Complete" if obj["kind"] == "Job" else "Succeeded"
+                type_ = good if act.code == 0 else "Failed"
+                obj["status"] = {"conditions": [{"type": type_, "status": "True", "reason": "Played", "message": ""}]}
+
+    def _facts(self, obj: Mapping[str, Any]) -> PodFacts | None:
+        if obj["kind"] not in ("Job", "PyTorchJob"):
+            return None
+        act, name = self._played(obj), f"{obj['metadata']['name']}-0"
+        if isinstance(act, Stuck):
+            return PodFacts(problems=(PodProblem(pod=name, reason=act.reason, message=act.message),))
+        if isinstance(act, Runs):
+            return PodFacts(running=1, figures=act.figures)
+        message = act.message
+        if message is None and act.code == 0 and obj["metadata"]["labels"][LABEL_TASK] == TASK_FINALIZE:
+            message = {**self._result(obj), **act.result}
+        end = PodEnd(pod=name, exit_code=act.code, message=message, disrupted=act.disrupted, reason=act.reason)
+        return PodFacts(ends=(end,)) if obj.get("status") else PodFacts(running=1)
+
+    def _result(self, obj: Mapping[str, Any]) -> dict[str, Any]:
+        volumes = obj["spec"]["template"]["spec"]["volumes"]
+        name = next(v["configMap"]["name"] for v in volumes if v.get("configMap"))
+        spec = json.loads(self.objects["ConfigMap", name]["data"]["runspec.json"])
+        digest = hashlib.sha256(spec["output"]["uri"].encode()).hexdigest()
+        counts = {"documents": 100, "augmented": 100, "dead_letters": 0, "pairs": 300, "steps": 50}
+        return {"uri": spec["output"]["uri"], "digest": f"sha256:{digest}", "counts": counts, "scores": {"loss": 2.5}}
+
+
+class _Refs(dict[Key, Any]):
+    """Every object of ours, looked up by kind and name."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__({k: copy.deepcopy(o) for k, o in cluster.objects.items() if k[0] in KINDS})
+
+
+def _controller(obj: Mapping[str, Any]) -> str | None:
+    owners = obj["metadata"].get("ownerReferences", ())
+    return next((o["uid"] for o in owners if o.get("controller")), None)
