@@ -73,6 +73,7 @@ class ApiServer:
     etcd_url: str
     folder: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _context: ssl.SSLContext | None = field(default=None, repr=False)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -122,9 +123,10 @@ class ApiServer:
 
     def ssl_context(self) -> ssl.SSLContext:
         """TLS as the admin."""
-        context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
-        context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
-        return context
+        if self._context is None:
+            self._context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
+            self._context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
+        return self._context
 
     def apply_crds(self, folder: Path = CRDS) -> None:
         """Install our CRDs and wait until they are served."""

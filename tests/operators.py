@@ -43,7 +43,9 @@ def settings(namespace: str, **changes: Any) -> Settings:
 @contextlib.contextmanager
 def running(kubeconfig: Path, namespace: str, **changes: Any) -> Iterator[Operator]:
     """The operator in this process."""
-    operator = Operator(settings(namespace, **changes), kubeconfig=str(kubeconfig), namespace=namespace, host="127.0.0.1")
+    operator = Operator(
+        settings(namespace, **changes), kubeconfig=str(kubeconfig), namespace=namespace, host="127.0.0.1"
+    )
     operator.start()
     try:
         yield operator

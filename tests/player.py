@@ -146,9 +146,7 @@ class Player:
         self.results[spec["output"]["uri"]] = result
         return result
 
-    def _status(
-        self, pod: dict[str, Any], phase: str, state: dict[str, Any], disrupted: bool = False
-    ) -> None:
+    def _status(self, pod: dict[str, Any], phase: str, state: dict[str, Any], disrupted: bool = False) -> None:
         containers = [
             {"name": c["name"], "image": c["image"], "imageID": "", "ready": "running" in state, "restartCount": 0,
              "state": state}
@@ -160,9 +158,7 @@ class Player:
         status = {"phase": phase, "containerStatuses": containers, "conditions": conditions, "startTime": LONG_AGO}
         if all(pod.get("status", {}).get(k) == v for k, v in status.items() if k != "conditions"):
             return
-        self.client.merge_patch(
-            PODS, self.namespace, pod["metadata"]["name"], {"status": status}, subresource="status"
-        )
+        self.client.merge_patch(PODS, self.namespace, pod["metadata"]["name"], {"status": status}, subresource="status")
 
     def _train(self, job: dict[str, Any]) -> None:
         """Create the pods of a PyTorchJob once, and judge it by them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -26,6 +27,8 @@ from instructpt_operator.types import OURS
 logger = logging.getLogger(__name__)
 
 LAUNCHER_CHECK_SECONDS = 30.0
+REFUSALS = (400, 403, 422)
+"""Answers to a Create that the same call will get again: a quota, an admission policy, an invalid object."""
 
 Name = tuple[str, str]
 
@@ -96,15 +99,17 @@ class Manager:
         observed = self.observe(raw)
         outcome = self._decide(raw, observed)
         result = self.executor.execute(raw, outcome, recompute=self._recompute)
-        if result.conflict_name is not None:
-            conflicted = self.observe(raw, name_conflict=result.conflict_name)
-            outcome = self._decide(raw, conflicted)
+        refused = result.error if result.error is not None and result.error.status in REFUSALS else None
+        if result.conflict_name is not None or refused is not None:
+            said = None if refused is None else refused.message
+            hindered = replace(observed, name_conflict=result.conflict_name, refused=said)
+            outcome = self._decide(raw, hindered)
             result = self.executor.execute(raw, outcome, recompute=self._recompute)
         if result.retry:
             raise RetryLater("its state was not what was assumed" if result.error is None else str(result.error))
         return result.requeue_after
 
-    def observe(self, raw: Object, *, name_conflict: str | None = None) -> Observed:
+    def observe(self, raw: Object) -> Observed:
         """The owned state of an object, from the caches, with the pods that matter looked at."""
         meta = raw["metadata"]
         children = self.caches.owned(meta["uid"])
@@ -120,10 +125,7 @@ class Manager:
             wanted = ()
         for kind, name in wanted:
             refs[kind, name] = self.caches.get(kind, meta["namespace"], name)
-        return Observed(
-            children=children, pods=pods, refs=refs, name_conflict=name_conflict,
-            launcher_installed=self._launcher_installed,
-        )  # fmt: skip
+        return Observed(children=children, pods=pods, refs=refs, launcher_installed=self._launcher_installed)
 
     def _decide(self, raw: Object, observed: Observed) -> Outcome:
         return decide(raw, observed, self._now(), self._config)

@@ -68,6 +68,7 @@ class Observed:
         pods: What was seen of the pods of a child, by the child's name.
         refs: Objects of our kinds that the object refers to by name; ``None`` where there is none. By ``(kind, name)``.
         name_conflict: Name of a foreign object that holds the name of a child, as the executor found on its last try.
+        refused: What the API server said when it refused to create a child for good, on the executor's last try.
         launcher_installed: Whether the API server knows the launcher's resource.
     """
 
@@ -75,4 +76,5 @@ class Observed:
     pods: Mapping[str, PodFacts] = field(default_factory=dict)
     refs: Mapping[tuple[str, str], Object | None] = field(default_factory=dict)
     name_conflict: str | None = None
+    refused: str | None = None
     launcher_installed: bool = True

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import base_image, binaries, store
+from cluster import base_image, binaries, layers, store
 
 ROOT = Path(__file__).resolve().parents[2]
 CERTIFICATES = Path("/etc/ssl/certs")
@@ -131,9 +131,9 @@ def buildah(*args: str | Path) -> str:
         path.mkdir(parents=True, exist_ok=True)
     policy = folder / "policy.json"
     policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-    argv = ["buildah", "--root", folder / "root", "--runroot", "/run/instructpt-buildah", "--storage-driver", "overlay"]
+    argv = ["buildah", "--root", _root(), "--runroot", "/run/instructpt-buildah", "--storage-driver", "overlay"]
     if args[0] != "run":
-        args = (args[0], *(("--signature-policy", policy) if args[0] in {"bud", "pull", "push"} else ()), *args[1:])
+        args = (args[0], *(("--signature-policy", policy) if args[0] in {"bud", "pull"} else ()), *args[1:])
     done = subprocess.run(
         [str(arg) for arg in (*argv, *args)],
         env={**os.environ, "TMPDIR": str(scratch)},
@@ -147,6 +147,10 @@ def buildah(*args: str | Path) -> str:
     return done.stdout
 
 
+def _root() -> Path:
+    return binaries.cache_folder() / "buildah" / "root"
+
+
 def _ensure(name: str) -> None:
     """Build one image and what is under it, unless they are there. The lock is held."""
     ref, role = reference(name), ROLES[name]
@@ -158,7 +162,7 @@ def _ensure(name: str) -> None:
         if role.under is not None and not _in_store(under):
             _make(role.under, under, _base_in_store())
         _make(name, ref, under)
-    _push(ref)
+    layers.export(_root(), ref, layout_of(ref))
     _forget(name, keep=ref)
     print(f"built {ref} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
@@ -200,19 +204,6 @@ def _in_store(ref: str) -> bool:
     return any(ref in (image.get("names") or ()) for image in json.loads(buildah("images", "--json") or "null") or ())
 
 
-def _push(ref: str) -> None:
-    """Write the image into its layout; blobs that another layout has are not written again."""
-    target = layout_of(ref)
-    shared = target.parent / "blobs"
-    aside = target.with_name(f".{target.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)
-    shared.mkdir(parents=True, exist_ok=True)
-    aside.mkdir()
-    (aside / "blobs").symlink_to(shared)
-    buildah("push", "--quiet", "--disable-compression", ref, f"oci:{aside}:{ref}")
-    aside.replace(target)
-
-
 def _forget(name: str, keep: str) -> None:
     """Remove the other versions of an image, and the blobs that no layout needs any more."""
     role, parent = ROLES[name], layout_of(keep).parent
@@ -223,21 +214,10 @@ def _forget(name: str, keep: str) -> None:
     for folder in parent.glob(f"{layout_of(role.repository + ':').name}*"):
         if folder != layout_of(keep):
             shutil.rmtree(folder)
-    used = {blob for index in parent.glob("*/index.json") for blob in _blobs(index)}
+    used = {blob for index in parent.glob("*/index.json") for blob in layers.blobs_of(index.parent)}
     for blob in parent.glob("blobs/*/*"):
-        if blob not in used:
+        if blob.resolve() not in used:
             blob.unlink()
-
-
-def _blobs(index: Path) -> Iterator[Path]:
-    """The files that the manifest in a layout names, and its own."""
-    blobs = index.parent.parent / "blobs"
-    for listed in json.loads(index.read_text())["manifests"]:
-        manifest = blobs / listed["digest"].replace(":", "/")
-        yield manifest
-        content = json.loads(manifest.read_text())
-        for part in (content["config"], *content["layers"]):
-            yield blobs / part["digest"].replace(":", "/")
 
 
 def _key(name: str) -> str:

@@ -6,8 +6,6 @@ Tests that end the test bed bring it up again for those that follow, and skip wh
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,7 +75,9 @@ def test_down_with_running_pods_leaves_nothing(own_bed):
 @pytest.mark.parametrize("killed", ["containerd", "kube-apiserver", "kubelet"])
 def test_down_after_a_killed_part_leaves_nothing_and_up_works(own_bed, killed):
     run_pods(own_bed)
-    os.kill(parted(own_bed)[killed].pid, signal.SIGKILL)
+    part = parted(own_bed)[killed]
+    parts.end([part], at_once=True)
+    assert not part.is_alive()
     assert not test_bed.is_up(own_bed)
     test_bed.down(own_bed)
     assert traces(own_bed) == []

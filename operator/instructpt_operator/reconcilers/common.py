@@ -86,6 +86,22 @@ def name_conflict(name: str) -> Problem:
     return Problem(type="Blocked", reason=Reason.NAME_CONFLICT, message=message)
 
 
+def hindrance(visit: Visit) -> Problem | None:
+    """What the API server said to the last try to create a child, if it will say so again."""
+    observed = visit.observed
+    if observed.name_conflict is None and observed.refused is None:
+        return None
+    visit.wake_in(30.0)
+    if observed.name_conflict is not None:
+        return name_conflict(observed.name_conflict)
+    said = observed.refused or ""
+    if "quota" in said.lower():
+        message = f"{said}; raise the quota, or ask for less: this goes on by itself"
+        return Problem(type="Blocked", reason=Reason.QUOTA, message=message)
+    message = f"the API server refuses a child: {said}; correct podTemplate, or what refuses it: this goes on by itself"
+    return Problem(type="Blocked", reason=Reason.POD_START, message=message)
+
+
 def too_few_succeeded(resource: AnyResource, plan: Plan) -> Problem | None:
     """``completionPolicy.minSucceededPercent`` of a synthesis, by documents."""
     policy = getattr(resource.spec, "completion_policy", None)

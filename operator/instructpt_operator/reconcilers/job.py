@@ -56,9 +56,9 @@ def _go_on(visit: Visit, plan: Plan) -> Outcome:
 
 def _cannot_start(visit: Visit, plan: Plan) -> Problem | None:
     """What stands in the way before anything is created."""
-    if visit.observed.name_conflict is not None:
-        visit.wake_in(30.0)
-        return common.name_conflict(visit.observed.name_conflict)
+    hindrance = common.hindrance(visit)
+    if hindrance is not None:
+        return hindrance
     if not visit.observed.launcher_installed and any(s.kind == "train" for s in plan.stages):
         visit.wake_in(30.0)
         message = (

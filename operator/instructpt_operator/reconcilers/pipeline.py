@@ -57,10 +57,7 @@ def reconcile_pipeline(resource: InstructionPretraining, observed: Observed, now
         reason, message = waiting_for(visit)
         visit.wake_in(30.0)
         return write_status(visit, None, blocked(reason, message))
-    problem = common.deadline(visit)
-    if problem is None and observed.name_conflict is not None:
-        visit.wake_in(30.0)
-        problem = common.name_conflict(observed.name_conflict)
+    problem = common.deadline(visit) or common.hindrance(visit)
     if problem is not None:
         return write_status(visit, plan, Observation(stages={}, active=False, problem=problem))
     return _go_on(visit, resource, plan, found)

@@ -112,6 +112,20 @@ def test_r2_list_counts_even_where_it_is_older() -> None:
     assert state(store) == {"a": ("u", "40")}
 
 
+def test_r2_object_fed_before_a_list_began_is_not_spared_by_it() -> None:
+    store = Store()
+    store.feed(thing("a", "u", 50))
+    store.begin_list()
+    assert [event.kind for event in store.replace([], "45")] == ["DELETED"]
+
+
+def test_r2_list_brings_back_what_a_false_event_buried() -> None:
+    store = Store()
+    store.change("DELETED", thing("a", "u", 50))
+    store.replace([thing("a", "u", 40)], "60")
+    assert [event.kind for event in store.change("MODIFIED", thing("a", "u", 45))] == ["MODIFIED"]
+
+
 def test_r3_delete_of_an_earlier_object_leaves_the_later_one_of_that_name() -> None:
     store = Store()
     store.change("ADDED", thing("a", "new", 20))
