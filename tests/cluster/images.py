@@ -93,11 +93,14 @@ def build(names: Iterable[str] = IMAGES) -> dict[str, str]:
     Raises:
         RuntimeError: A tool is absent or failed; its last output is in the message.
     """
-    wanted = {name: reference(name) for name in names}
+    # Names are made once: an edit during a build changes neither what is built nor what is returned.
+    refs = {name: reference(name) for name in ROLES}
+    wanted = {name: refs[name] for name in names}
     if any(not is_built(ref) for ref in wanted.values()):
         with base_image.locked(binaries.cache_folder() / "oci" / ".lock"):
             for name in wanted:
-                _ensure(name)
+                _ensure(name, refs)
+            buildah("rmi", "--prune")  # stages of builds before, which nothing is built on any more
     return wanted
 
 
@@ -151,16 +154,17 @@ def _root() -> Path:
     return binaries.cache_folder() / "buildah" / "root"
 
 
-def _ensure(name: str) -> None:
+def _ensure(name: str, refs: dict[str, str]) -> None:
     """Build one image and what is under it, unless they are there. The lock is held."""
-    ref, role = reference(name), ROLES[name]
+    ref, role = refs[name], ROLES[name]
     if is_built(ref):
         return
     start = time.monotonic()
     if not _in_store(ref):
-        under = _base_in_store() if role.under is None else reference(role.under)
+        under = _base_in_store() if role.under is None else refs[role.under]
         if role.under is not None and not _in_store(under):
             _make(role.under, under, _base_in_store())
+            _forget(role.under, keep=under)
         _make(name, ref, under)
     layers.export(_root(), ref, layout_of(ref))
     _forget(name, keep=ref)

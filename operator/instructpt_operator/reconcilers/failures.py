@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,9 @@ from instructpt.api.reasons import Reason
 from instructpt.cluster.launchers.base import WorkState
 from instructpt_operator.observed import PodEnd, PodFacts, PodProblem
 
-EXIT_CANNOT_WORK, EXIT_CONFIG, EXIT_PREEMPTED = 42, 43, 75
+EXIT_CONFIG, EXIT_PREEMPTED = 43, 75
+PEER_LOST = "PeerLostError"
+"""What a rank says when another one is gone."""
 
 _IMAGE = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 
@@ -38,26 +40,27 @@ def judge_failure(state: WorkState, facts: PodFacts | None) -> Failure:
         said, type_ = _said(wrong), _error(wrong).get("type", "")
         reason = Reason.CREDENTIALS if "Credentials" in type_ else Reason.INVALID_SPEC
         return Failure(reason=reason, message=f"{said} (pod {wrong.pod})", permanent=True)
-    if facts is not None and _was_interrupted(ends, facts):
-        pods = ", ".join(e.pod for e in ends if e.disrupted or e.exit_code == EXIT_PREEMPTED) or ", ".join(
-            facts.recreated
-        )
-        return Failure(reason=Reason.DISRUPTED, message=f"interrupted from outside: pod {pods}", counted=False)
+    # A pod that lost its peer tells nothing of the cause, and one that was taken away is nobody's fault.
+    causes = [e for e in ends if not _is_interrupted(e) and _error(e).get("type") != PEER_LOST]
+    taken = [e.pod for e in ends if _is_interrupted(e)] + list(facts.recreated if facts else ())
+    if taken and not causes:
+        message = f"interrupted from outside: pod {', '.join(dict.fromkeys(taken))}"
+        return Failure(reason=Reason.DISRUPTED, message=message, counted=False)
+    ends = causes or ends
     killed = next((e for e in ends if e.reason == "OOMKilled"), None)
     if killed is not None:
         message = f"pod {killed.pod} ran out of memory; raise resources.memory or lower the batch"
         return Failure(reason=Reason.OUT_OF_MEMORY, message=message)
     if ends:
-        # The pod that says most: a peer that only lost its partner says less than the one that failed first.
         end = next((e for e in ends if _error(e)), ends[0])
         return Failure(reason=Reason.WORKER_FAILED, message=f"{_said(end)} (pod {end.pod})")
     said = ": ".join(x for x in (state.reason, state.message) if x) or "its pods are gone without a message"
     return Failure(reason=Reason.WORKER_FAILED, message=said)
 
 
-def _was_interrupted(ends: Iterable[PodEnd], facts: PodFacts) -> bool:
-    """Whether a pod was taken away; peers of it may then have failed with any code."""
-    return bool(facts.recreated) or any(e.disrupted or e.exit_code == EXIT_PREEMPTED for e in ends)
+def _is_interrupted(end: PodEnd) -> bool:
+    """Whether it left because it was told to, or was taken away."""
+    return end.disrupted or end.exit_code in (EXIT_PREEMPTED, None)
 
 
 def _error(end: PodEnd) -> Mapping[str, Any]:

@@ -106,9 +106,9 @@ class Informer:
         wait: Callable[[float], object] | None = None,
     ) -> None:
         self.type = type_
+        self.namespace = namespace
         self.store = Store(indexers)
         self._client = client
-        self._namespace = namespace
         self._selector = label_selector
         self._on_event = on_event
         self._transform = transform
@@ -206,7 +206,7 @@ class Informer:
         objects: Objects = []
         version = ""
         try:
-            for items, page_version in self._client.pages(self.type, self._namespace, label_selector=self._selector):
+            for items, page_version in self._client.pages(self.type, self.namespace, label_selector=self._selector):
                 self._heard()
                 objects += [self._shrink(item) for item in items]
                 version = page_version
@@ -231,7 +231,7 @@ class Informer:
         self._count("watches")
         stream = self._client.watch(
             self.type,
-            self._namespace,
+            self.namespace,
             resource_version=version,
             label_selector=self._selector,
             timeout_seconds=self._random.uniform(*WATCH_SECONDS),
