@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -23,6 +24,8 @@ from instructpt_operator.types import OURS, launcher_type
 ROOT = Path(__file__).parents[1]
 PYTORCHJOB_CRD = "manifests/base/crds/kubeflow.org_pytorchjobs.yaml"
 WAIT_SECONDS = 60.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 
 def settings(namespace: str, **changes: Any) -> Settings:
@@ -65,9 +68,17 @@ def spawn(kubeconfig: Path, config: Path, log: Path, namespace: str) -> subproce
     command = [sys.executable, "-m", "instructpt_operator", f"--config={config}", f"--kubeconfig={kubeconfig}",
                f"--namespace={namespace}", "--host=127.0.0.1"]  # fmt: skip
     with log.open("ab") as stream:
-        return subprocess.Popen(
-            command, stdout=stream, stderr=stream, env={**os.environ, "PYTHONPATH": f"{ROOT}/operator:{ROOT}"}
-        )
+        return subprocess.Popen(command, stdout=stream, stderr=stream, env=environment(), preexec_fn=die_with_parent)
+
+
+def environment() -> dict[str, str]:
+    """Of a process that runs the operator from this checkout."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT}/operator:{ROOT}"}
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the thread ends that started it: nothing outlives a test."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def kill(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> int:

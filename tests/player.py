@@ -20,12 +20,22 @@ from instructpt_operator.runtime.client import ApiError, KubeClient, ResourceTyp
 PODS = ResourceType(api_version="v1", kind="Pod", plural="pods")
 CONFIG_MAPS = ResourceType(api_version="v1", kind="ConfigMap", plural="configmaps")
 PYTORCHJOBS = ResourceType(api_version="kubeflow.org/v1", kind="PyTorchJob", plural="pytorchjobs")
+UNSCHEDULABLE = "Unschedulable"
 LONG_AGO = "2020-01-01T00:00:00Z"
+"""When containers ended, as the Job controller is told: its back-off is then over at once."""
 
 
 @dataclass(frozen=True)
 class End:
-    """How a worker ends. ``wait`` keeps it running until :meth:`Player.release`."""
+    """How a worker ends.
+
+    Attributes:
+        code: Exit code.
+        message: Termination message; of a finishing task that ends well a result is made up.
+        reason: Of the container; ``Completed`` or ``Error`` unless given.
+        disrupted: Whether the pod has the condition DisruptionTarget.
+        wait: It runs until :meth:`Player.release`.
+    """
 
     code: int = 0
     message: Mapping[str, Any] | None = None
@@ -53,12 +63,12 @@ def all_well(labels: Mapping[str, str], number: int) -> End:
 
 @dataclass
 class Player:
-    """One thread over one namespace; use as a context manager."""
+    """One thread over one namespace, or all of them; use as a context manager."""
 
     client: KubeClient
-    namespace: str
+    namespace: str | None
     script: Script = all_well
-    played: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    played: Counter[tuple[str, ...]] = field(default_factory=Counter)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     _done: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +89,10 @@ class Player:
     def release(self, step: str) -> None:
         """Let the waiting workers of a step end."""
         self._free.add(step)
+
+    def forget(self) -> None:
+        """Ask the script anew what happens to pods that have not ended."""
+        self._done.clear()
 
     def _run(self) -> None:
         while not self._stop.wait(0.05):
@@ -105,14 +119,14 @@ class Player:
         if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
             return
         if uid not in self._done:
-            key = (labels[LABEL_NAME], labels[LABEL_STEP], labels[LABEL_TASK])
+            key = (meta["namespace"], labels[LABEL_NAME], labels[LABEL_STEP], labels[LABEL_TASK])
             self._done[uid] = self.script(labels, self.played[key])
             self.played[key] += 1
         act = self._done[uid]
         if isinstance(act, Stuck):
-            self._status(pod, "Pending", {"waiting": {"reason": act.reason, "message": act.message}})
+            self._hold(pod, act)
         elif act.wait and labels[LABEL_STEP] not in self._free:
-            self._status(pod, "Running", {"running": {"startedAt": LONG_AGO}})
+            self._status(pod, "Running", {"running": {"startedAt": _started(pod)}})
         else:
             self._end(pod, act)
 
@@ -124,7 +138,7 @@ class Player:
             "exitCode": end.code,
             "reason": end.reason or ("Completed" if end.code == 0 else "Error"),
             "message": "" if message is None else json.dumps(message),
-            "startedAt": LONG_AGO,
+            "startedAt": _started(pod),
             "finishedAt": LONG_AGO,
         }
         self._status(pod, "Succeeded" if end.code == 0 else "Failed", {"terminated": terminated}, end.disrupted)
@@ -133,7 +147,7 @@ class Player:
         """What a real finishing task would leave: a function of its RunSpec."""
         volumes = pod["spec"]["volumes"]
         name = next(v["configMap"]["name"] for v in volumes if v.get("configMap"))
-        spec = json.loads(self.client.get(CONFIG_MAPS, self.namespace, name)["data"]["runspec.json"])
+        spec = json.loads(self.client.get(CONFIG_MAPS, pod["metadata"]["namespace"], name)["data"]["runspec.json"])
         spec.pop("verb")
         body = {k: v for k, v in spec.items() if k not in ("parallelism", "ownerName", "ownerKind", "step")}
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -147,27 +161,41 @@ class Player:
         return result
 
     def _status(self, pod: dict[str, Any], phase: str, state: dict[str, Any], disrupted: bool = False) -> None:
+        running = "running" in state
         containers = [
-            {"name": c["name"], "image": c["image"], "imageID": "", "ready": "running" in state, "restartCount": 0,
-             "state": state}
+            {"name": c["name"], "image": c["image"], "imageID": "", "ready": running, "restartCount": 0, "state": state}
             for c in pod["spec"]["containers"]
-        ]  # fmt: skip
-        conditions = [{"type": "Ready", "status": "True" if "running" in state else "False"}]
+        ]
+        conditions = [{"type": "Ready", "status": "True" if running else "False"}]
         if disrupted:
             conditions.append({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"})
         status = {"phase": phase, "containerStatuses": containers, "conditions": conditions, "startTime": LONG_AGO}
-        if all(pod.get("status", {}).get(k) == v for k, v in status.items() if k != "conditions"):
+        self._write(pod, status)
+
+    def _hold(self, pod: dict[str, Any], stuck: Stuck) -> None:
+        if stuck.reason != UNSCHEDULABLE:
+            self._status(pod, "Pending", {"waiting": {"reason": stuck.reason, "message": stuck.message}})
             return
-        self.client.merge_patch(PODS, self.namespace, pod["metadata"]["name"], {"status": status}, subresource="status")
+        said = {"type": "PodScheduled", "status": "False", "reason": UNSCHEDULABLE, "message": stuck.message}
+        self._write(pod, {"phase": "Pending", "containerStatuses": None, "conditions": [said]})
+
+    def _write(self, pod: dict[str, Any], status: dict[str, Any]) -> None:
+        meta, now = pod["metadata"], pod.get("status", {})
+        types = {c["type"] for c in now.get("conditions", ())}
+        if types == {c["type"] for c in status["conditions"]} and all(
+            now.get(name) == status[name] for name in ("phase", "containerStatuses")
+        ):
+            return
+        self.client.merge_patch(PODS, meta["namespace"], meta["name"], {"status": status}, subresource="status")
 
     def _train(self, job: dict[str, Any]) -> None:
         """Create the pods of a PyTorchJob once, and judge it by them."""
         conditions = {c["type"] for c in job.get("status", {}).get("conditions", ()) if c["status"] == "True"}
         if "deletionTimestamp" in job["metadata"] or conditions & {"Succeeded", "Failed"}:
             return
-        name = job["metadata"]["name"]
+        name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         selector = f"training.kubeflow.org/job-name={name}"
-        pods = self.client.list(PODS, self.namespace, label_selector=selector)
+        pods = self.client.list(PODS, namespace, label_selector=selector)
         if not pods:
             if "Created" not in conditions:
                 self._create_pods(job)
@@ -194,7 +222,7 @@ class Player:
                     "kind": "Pod",
                     "metadata": {
                         "name": f"{meta['name']}-{role.lower()}-{index}",
-                        "namespace": self.namespace,
+                        "namespace": meta["namespace"],
                         "labels": labels,
                         "ownerReferences": [owner],
                     },
@@ -210,8 +238,13 @@ class Player:
                 for c in before]  # fmt: skip
         status = {"conditions": [*kept, condition], "replicaStatuses": {}}
         self.client.merge_patch(
-            PYTORCHJOBS, self.namespace, job["metadata"]["name"], {"status": status}, subresource="status"
+            PYTORCHJOBS, job["metadata"]["namespace"], job["metadata"]["name"], {"status": status}, subresource="status"
         )
+
+
+def _started(pod: Mapping[str, Any]) -> str:
+    """When its container started: with the pod, which is what tells a pod from one that was created again."""
+    return str(pod["metadata"]["creationTimestamp"])
 
 
 def attempt_of(labels: Mapping[str, str]) -> int:

@@ -83,8 +83,8 @@ FINALIZE_ROLE: Mapping[StageKind, Role] = {
     "inspect": "operator",
     "synthesize": "operator",
     "tokenizer": "operator",
-    "pack": "operator",
+    "pack": "trainer",  # the tokenizer is part of what it checks
     "train": "operator",
-    "evaluate": "operator",
+    "evaluate": "trainer",  # metrics may need the models' tokenizers
     "report": "trainer",  # draws plots: the operator's image has no matplotlib
 }

@@ -30,6 +30,8 @@ ANNOTATION_RECONCILE = f"{GROUP}/reconcile"
 """``disabled`` stops every write of the operator for this object."""
 ANNOTATION_KEY = f"{GROUP}/stage-key"
 """On compute children: the stage key that they work for."""
+ANNOTATION_TEMPLATE = f"{GROUP}/template-hash"
+"""On compute children: hash of the podTemplate and images they were made with. Those may be corrected at any time."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 

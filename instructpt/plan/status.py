@@ -34,6 +34,7 @@ class StageObservation:
         is_config: Whether that failure cannot be cured by a retry.
         figures: Merged ``/progress`` of its workers, if any answered.
         note: What else there is to say while it runs, such as why it is being repeated.
+        reason: Of the condition Running while it runs; another one where a failure is being repeated.
     """
 
     running: bool = False
@@ -42,6 +43,7 @@ class StageObservation:
     is_config: bool = False
     figures: Mapping[str, Any] | None = None
     note: str | None = None
+    reason: Reason = Reason.RUNNING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +159,7 @@ def _conditions(
         return (condition("Suspended", True, Reason.SUSPENDED, "set spec.suspend to false to go on"),)
     if observed.active:
         said = f"step {current.step}, attempt {max(seen.attempts, 1)}" + (f"; {seen.note}" if seen.note else "")
-        return (condition("Running", True, Reason.RUNNING, said),)
+        return (condition("Running", True, seen.reason, said),)
     if observed.stages:
         return (condition("Running", False, Reason.STOPPED, "run the same command again to go on"),)
     return (condition("Running", False, Reason.PENDING),)

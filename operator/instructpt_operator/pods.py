@@ -11,7 +11,8 @@ from instructpt_operator.actions import Object
 from instructpt_operator.observed import PodEnd, PodFacts, PodProblem
 
 _HARMLESS_WAITING = ("ContainerCreating", "PodInitializing")
-_TELLING_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedCreate", "FailedScheduling")
+_NEVER_RAN = ("StartError", "ContainerCannotRun")
+_TELLING_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedCreate")
 
 
 def pod_facts(
@@ -83,7 +84,7 @@ def end_of(pod: Object) -> PodEnd | None:
     return PodEnd(
         pod=pod["metadata"]["name"],
         exit_code=last.get("exitCode"),
-        message=_message(last.get("message", "")),
+        message=_of_runtime(last) or _message(last.get("message", "")),
         disrupted=any(c["type"] == "DisruptionTarget" and c["status"] == "True" for c in status.get("conditions", ())),
         reason=last.get("reason") or status.get("reason", ""),
     )
@@ -116,6 +117,13 @@ def _message(text: str) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _of_runtime(last: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the container runtime says of a container that it could not start: no JSON, and no worker wrote it."""
+    if last.get("reason") not in _NEVER_RAN or not last.get("message"):
+        return None
+    return {"error": {"type": last["reason"], "message": f"the container did not start: {last['message']}"}}
 
 
 def _event_problem(event: Object) -> PodProblem | None:

@@ -33,6 +33,11 @@ TRAINING_OPERATOR = f"localhost/training-operator:{binaries.PROGRAMS['training-o
 # Raised when what this module writes changes in a way that its inputs do not show.
 RECIPE = "1"
 NOBODY = 65532
+# Of the unpacked Debian: what a running system fills, and what only installing needs.
+LEFT_OUT = (
+    *("./dev/*", "./proc/*", "./sys/*", "./etc/hostname", "./etc/resolv.conf"),
+    *("./var/cache/apt/*.bin", "./var/cache/apt/archives/*.deb", "./var/lib/apt/lists/*", "./var/log/*.log"),
+)
 
 BUSYBOX = Path("/bin/busybox")
 BUSYBOX_LINKS = ("sh", "sleep")
@@ -135,14 +140,12 @@ def _key(*parts: str | bytes) -> str:
 def _base_layers(scratch: Path) -> list[Layer]:
     root, tar = scratch / "root", scratch / "base.tar"
     command(
-        *("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, root),
+        *("debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(root)),
         package="debootstrap",
     )
-    left_out = ("./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*.bin", "./var/cache/apt/archives/*.deb")
-    left_out += ("./var/lib/apt/lists/*", "./var/log/*.log", "./etc/resolv.conf", "./etc/hostname")
     command(
-        *("tar", "--numeric-owner", "--sort=name", "-C", root, *(f"--exclude={path}" for path in left_out)),
-        *("-cf", tar, "."),
+        *("tar", "--numeric-owner", "--sort=name", "-C", str(root), *[f"--exclude={path}" for path in LEFT_OUT]),
+        *("-cf", str(tar), "."),
         package="tar",
     )
     shutil.rmtree(root)

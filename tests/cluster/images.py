@@ -134,7 +134,7 @@ def buildah(*args: str | Path) -> str:
         path.mkdir(parents=True, exist_ok=True)
     policy = folder / "policy.json"
     policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-    argv = ["buildah", "--root", _root(), "--runroot", "/run/instructpt-buildah", "--storage-driver", "overlay"]
+    argv = ["buildah", "--root", _root(), "--runroot", _run_root(), "--storage-driver", "overlay"]
     if args[0] != "run":
         args = (args[0], *(("--signature-policy", policy) if args[0] in {"bud", "pull"} else ()), *args[1:])
     done = subprocess.run(
@@ -152,6 +152,11 @@ def buildah(*args: str | Path) -> str:
 
 def _root() -> Path:
     return binaries.cache_folder() / "buildah" / "root"
+
+
+def _run_root() -> Path:
+    """Where mounts are counted: one for each store, and gone after a reboot, as the mounts are."""
+    return Path(f"/run/instructpt-buildah-{hashlib.sha256(bytes(_root())).hexdigest()[:8]}")
 
 
 def _ensure(name: str, refs: dict[str, str]) -> None:
@@ -177,8 +182,8 @@ def _make(name: str, ref: str, under: str) -> None:
     buildah(
         # A RUN step needs no namespaces of its own. Two roles share the stage that makes the wheel.
         *("bud", "--isolation", "chroot", "--network", "host", "--layers", "--pull-never"),
-        *(part for volume in _volumes() for part in ("--volume", volume)),
-        *(*arguments, "--tag", ref, "--file", ROOT / role.dockerfile, ROOT),
+        *[part for volume in _volumes() for part in ("--volume", volume)],
+        *(*arguments, "--tag", ref, "--file", str(ROOT / role.dockerfile), str(ROOT)),
     )
 
 

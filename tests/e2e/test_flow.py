@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import io
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from instructpt.storage import open_store
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
-SYSTEM, LAB, NAME = "instructpt-system", "lab", "quickstart"
+SYSTEM, OPERATOR, LAB, NAME = "instructpt-system", "instructpt-operator", "lab", "quickstart"
 DOCUMENTS = 600
 STEPS = 240
 PIPELINE = ROOT / "tests" / "e2e" / "pipeline.yaml"
@@ -98,6 +99,7 @@ def flow(bed_layout: Layout) -> Iterator[Flow]:
         for name, value in s3.credentials(bed_layout).items():
             if name != "AWS_ENDPOINT_URL":
                 patch.setenv(name, value)
+        _remove_leftovers(bed_layout)
         yield Flow(layout=bed_layout)
 
 
@@ -119,7 +121,7 @@ def test_01_images_and_chart(flow: Flow) -> None:
     flow.layout.kubectl("label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted")
     run([helm, "--kubeconfig", str(flow.layout.kubeconfig), "install", "instructpt", str(ROOT / "helm" / "instructpt"),
          "-n", SYSTEM, "-f", "-", "--wait", "--timeout", "180s"], stdin=yaml.safe_dump(_values(refs)))  # fmt: skip
-    deployment = flow.get("deployment", "instructpt", namespace=SYSTEM)
+    deployment = flow.get("deployment", OPERATOR, namespace=SYSTEM)
     assert deployment["status"]["readyReplicas"] == 2
 
 
@@ -287,6 +289,15 @@ def test_14_upgrade_and_uninstall(flow: Flow) -> None:
     assert "instructpt.dev" in crds  # kept, and with them every object of theirs
 
 
+def _remove_leftovers(layout: Layout) -> None:
+    """Of an earlier run in a test bed that was kept."""
+    helm = [str(binaries.path("helm")), "--kubeconfig", str(layout.kubeconfig), "-n", SYSTEM]
+    run([*helm, "uninstall", "instructpt", "--ignore-not-found", "--wait"])
+    layout.kubectl("delete", "namespace", SYSTEM, LAB, "--ignore-not-found", "--timeout=100s")
+    for bucket in ("raw", "results"):
+        shutil.rmtree(layout.s3_data / bucket, ignore_errors=True)
+
+
 def _values(refs: dict[str, str]) -> dict[str, Any]:
     def split(name: str) -> dict[str, str]:
         repository, _, tag = refs[name].rpartition(":")
@@ -311,13 +322,13 @@ def _documents() -> Iterator[bytes]:
 
 def _kill_leader(flow: Flow) -> None:
     """Kill the operator's pod that leads, without grace; another takes over."""
-    holder = flow.get("lease", "instructpt", namespace=SYSTEM)["spec"]["holderIdentity"]
+    holder = flow.get("lease", OPERATOR, namespace=SYSTEM)["spec"]["holderIdentity"]
     pods = flow.get("pods", "-l", "app.kubernetes.io/name=instructpt", namespace=SYSTEM)["items"]
     leader = next(p["metadata"]["name"] for p in pods if holder.startswith(p["metadata"]["name"]))
     flow.kubectl("delete", "pod", leader, "--grace-period=0", "--force", namespace=SYSTEM)
 
     def taken_over() -> bool:
-        now = flow.get("lease", "instructpt", namespace=SYSTEM)["spec"].get("holderIdentity", "")
+        now = flow.get("lease", OPERATOR, namespace=SYSTEM)["spec"].get("holderIdentity", "")
         return bool(now) and now != holder
 
     flow.wait(f"another leader after {leader}", taken_over, 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ PEER_LOST = "PeerLostError"
 """What a rank says when another one is gone."""
 
 _IMAGE = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+_BETWEEN_TRIES = re.compile(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +39,7 @@ def judge_failure(state: WorkState, facts: PodFacts | None) -> Failure:
     ends = [e for e in (facts.ends if facts else ()) if e.exit_code != 0]
     wrong = next((e for e in ends if e.exit_code == EXIT_CONFIG), None)
     if wrong is not None:
-        said, type_ = _said(wrong), _error(wrong).get("type", "")
-        reason = Reason.CREDENTIALS if "Credentials" in type_ else Reason.INVALID_SPEC
-        return Failure(reason=reason, message=f"{said} (pod {wrong.pod})", permanent=True)
+        return Failure(reason=_permanent(wrong), message=f"{_said(wrong)} (pod {wrong.pod})", permanent=True)
     # A pod that lost its peer tells nothing of the cause, and one that was taken away is nobody's fault.
     causes = [e for e in ends if not _is_interrupted(e) and _error(e).get("type") != PEER_LOST]
     taken = [e.pod for e in ends if _is_interrupted(e)] + list(facts.recreated if facts else ())
@@ -56,6 +56,14 @@ def judge_failure(state: WorkState, facts: PodFacts | None) -> Failure:
         return Failure(reason=Reason.WORKER_FAILED, message=f"{_said(end)} (pod {end.pod})")
     said = ": ".join(x for x in (state.reason, state.message) if x) or "its pods are gone without a message"
     return Failure(reason=Reason.WORKER_FAILED, message=said)
+
+
+def _permanent(end: PodEnd) -> Reason:
+    """What a worker meant that said that no retry can help."""
+    type_ = str(_error(end).get("type", ""))
+    if "Credentials" in type_:
+        return Reason.CREDENTIALS
+    return Reason.CORPUS_REFUSED if type_ == "CorpusError" else Reason.INVALID_SPEC
 
 
 def _is_interrupted(end: PodEnd) -> bool:
@@ -80,15 +88,39 @@ def judge_problem(problem: PodProblem) -> tuple[Reason, str]:
     """Reason and advice for a pod that does not start."""
     said = problem.message.strip()
     if problem.reason in _IMAGE:
+        # Between two tries the kubelet wraps what it said at the last one: one message for both.
+        said = _BETWEEN_TRIES.sub("", said) or problem.reason
         fix = "set podTemplate.image or the chart's images to one that the node can pull, or add imagePullSecrets"
-        return Reason.IMAGE_PULL, f"pod {problem.pod}: {problem.reason}: {said}; {fix}"
-    if "secret" in said.lower() and "not found" in said.lower():
-        return Reason.SECRET_MISSING, f"pod {problem.pod}: {said}; create the Secret in this namespace"
+        return Reason.IMAGE_PULL, f"pod {problem.pod}: {said}; {fix}"
+    needed = _needed(said)
+    if needed is not None:
+        return Reason.SECRET_MISSING, f"pod {problem.pod}: {said}; {needed} in this namespace: this goes on by itself"
     if problem.reason == "Unschedulable":
-        fix = "add nodes, ask for less in resources, or change nodeSelector and tolerations"
+        fix = "add nodes, ask for less in resources, or change podTemplate.nodeSelector and tolerations"
         return Reason.UNSCHEDULABLE, f"pod {problem.pod}: {said}; {fix}"
     if problem.reason == "FailedCreate":
-        quota = "quota" in said.lower()
-        fix = "raise the quota or lower parallelism" if quota else "read the message: the API server refused the pod"
-        return Reason.QUOTA if quota else Reason.POD_START, f"{said}; {fix}"
-    return Reason.POD_START, f"pod {problem.pod}: {problem.reason}: {said}"
+        reason, fix = _refused(said)
+        return reason, f"{said}; {fix}"
+    return Reason.POD_START, f"pod {problem.pod}: {problem.reason}: {said}; correct what it names"
+
+
+def _needed(said: str) -> str | None:
+    """What to do where a pod lacks a Secret or ConfigMap, or a key of one."""
+    low = said.lower()
+    for word, kind in (("secret", "Secret"), ("configmap", "ConfigMap")):
+        if word in low and "not found" in low:
+            return f"create the {kind}"
+        if word in low and ("couldn't find key" in low or "non-existent" in low):
+            return f"put the key into the {kind}"
+    return None
+
+
+def _refused(said: str) -> tuple[Reason, str]:
+    """Why the API server takes no pod of a Job."""
+    low = said.lower()
+    if "quota" in low:
+        return Reason.QUOTA, "raise the quota or lower parallelism: this goes on by itself"
+    if "service account" in low or "serviceaccount" in low:
+        fix = "create the service account or correct podTemplate.serviceAccountName: this goes on by itself"
+        return Reason.POD_START, fix
+    return Reason.POD_START, "correct podTemplate, or what refuses the pod: this goes on by itself"

@@ -12,7 +12,8 @@ from instructpt.cluster.render import render_child
 from instructpt.errors import ConfigError, PlanError
 from instructpt.plan.display import of_total
 from instructpt.plan.model import Plan
-from instructpt.plan.pipeline import PlannedChild, children
+from instructpt.plan.naming import child_name
+from instructpt.plan.pipeline import STEP_SYNTHESIS, STEP_SYNTHESIZER, PlannedChild, children
 from instructpt.plan.planner import AnyResource
 from instructpt.plan.refs import is_true
 from instructpt.plan.status import Observation, Problem, StageObservation
@@ -74,7 +75,7 @@ def _go_on(
             _pass_on(visit, child, there)
         elif all(_is_complete(by_step.get(need)) for need in child.needs):
             _create(visit, child)
-    visit.extra = _progress(found)
+    visit.extra = _progress(resource.metadata.name, found)
     problem = _problem(found)
     seen = {s.step: _seen(plan, s.owner, found) for s in plan.stages}
     if problem is not None and problem.type == "Failed":
@@ -170,14 +171,18 @@ def _seen(plan: Plan, owner: tuple[str, str], found: dict[tuple[str, str], AnyRe
     return StageObservation(running=not _has_ended(child), attempts=child.status.attempt, figures=figures)
 
 
-def _progress(found: dict[tuple[str, str], AnyResource]) -> dict[str, str]:
-    """How far synthesis and training are, over all children of that kind."""
+def _progress(owner: str, found: dict[tuple[str, str], AnyResource]) -> dict[str, str]:
+    """How far synthesis and the training of the arms are; tuning a synthesizer counts for neither."""
     out = {}
-    for (kind, _), child in sorted(found.items()):
-        shown = child.status.display if child.status is not None else None
-        if kind == "SynthesisJob" and shown is not None and shown.progress:
-            out["synthesis"] = shown.progress
-    arms = [c.status for (kind, _), c in found.items() if kind == "TrainingJob" and c.status is not None]
+    synthesis = found.get(("SynthesisJob", child_name(owner, STEP_SYNTHESIS)))
+    if synthesis is not None and synthesis.status is not None and synthesis.status.display is not None:
+        out["synthesis"] = synthesis.status.display.progress or ""
+    tuned = child_name(owner, STEP_SYNTHESIZER)
+    arms = [
+        c.status
+        for (kind, name), c in found.items()
+        if kind == "TrainingJob" and name != tuned and c.status is not None
+    ]
     steps = [(getattr(s, "step", None) or 0, getattr(s, "steps", None)) for s in arms]
     if any(total for _, total in steps):
         out["training"] = of_total(sum(step for step, _ in steps), sum(total or 0 for _, total in steps))

@@ -30,6 +30,7 @@ from instructpt.plan.status import Problem, StageObservation
 from instructpt_operator.actions import ConfirmAbsent, Create, Delete, Object, Patch, Ref
 from instructpt_operator.observed import PodFacts
 from instructpt_operator.reconcilers.failures import Failure, judge_failure, judge_problem
+from instructpt_operator.reconcilers.template import is_corrected, marked
 from instructpt_operator.reconcilers.visit import Visit, rfc3339, seconds_since
 
 
@@ -88,7 +89,13 @@ def _working(visit: Visit, stage: Stage, record: StageStatus, work: Object) -> S
         # Other workers may have done the failed one's part: the ledger knows.
         return _create_finalize(visit, stage, record)
     _scale(visit, stage, work)
-    return _active(visit, stage, record, state, facts)
+    seen = _active(visit, stage, record, state, facts)
+    if _is_stuck(seen) and is_corrected(visit, work):
+        visit.say("Corrected", f"step {stage.step}: podTemplate has changed; attempt {record.attempt} gives way")
+        # It never ran, so nobody is to blame: the next one starts at once and counts as no failure.
+        record = visit.remember(record, failed_attempt=record.attempt, last_failure_time=None)
+        return _next_attempt(visit, stage, record, [work])
+    return seen
 
 
 def _scale(visit: Visit, stage: Stage, work: Object) -> None:
@@ -102,18 +109,28 @@ def _scale(visit: Visit, stage: Stage, work: Object) -> None:
 
 def _active(visit: Visit, stage: Stage, record: StageStatus, state: WorkState, facts: PodFacts | None) -> Seen:
     """Workers exist and have not ended: what they say, or why they do not start."""
-    problem = None
+    problem, note, reason = None, None, Reason.RUNNING
     together = stage.kind == "train"
     if facts is not None and facts.problems and (together or facts.running == 0):
-        reason, message = judge_problem(facts.problems[0])
-        problem = Problem(type="Blocked", reason=reason, message=f"step {stage.step}: {message}")
+        blocked, message = judge_problem(facts.problems[0])
+        problem = Problem(type="Blocked", reason=blocked, message=f"step {stage.step}: {message}")
     elif state.phase == "Suspended":
         message = f"step {stage.step} waits for admission by its queue"
         problem = Problem(type="Blocked", reason=Reason.QUEUED, message=message)
+    elif facts is not None and facts.running == 0 and any(e.exit_code != 0 for e in facts.ends):
+        # The Job tries again by itself, with longer and longer waits: what is wrong is said before it gives up.
+        failure = judge_failure(state, facts)
+        reason, note = failure.reason, f"{failure.message}; it is tried again"
     running = facts is not None and facts.running > 0
     visit.wake_in(visit.config.progress_seconds if running else visit.config.start_seconds)
     figures = facts.figures if facts is not None else None
-    return Seen(stage=StageObservation(running=True, attempts=record.attempt, figures=figures), problem=problem)
+    stage_seen = StageObservation(running=True, attempts=record.attempt, figures=figures, note=note, reason=reason)
+    return Seen(stage=stage_seen, problem=problem)
+
+
+def _is_stuck(seen: Seen) -> bool:
+    """Whether pods do not start for a reason that podTemplate may cure; one that waits in a queue is not stuck."""
+    return seen.problem is not None and seen.problem.reason != Reason.QUEUED and not seen.stage.figures
 
 
 def _finalizing(visit: Visit, stage: Stage, record: StageStatus, finalize: Object) -> Seen:
@@ -122,7 +139,10 @@ def _finalizing(visit: Visit, stage: Stage, record: StageStatus, finalize: Objec
         visit.wake_in(visit.config.start_seconds)
         return _running(stage, record)
     if state.phase not in ("Succeeded", "Failed"):
-        return _active(visit, stage, record, state, facts)
+        seen = _active(visit, stage, record, state, facts)
+        if _is_stuck(seen) and is_corrected(visit, finalize):
+            visit.actions.append(Delete(ref=Ref.of(finalize)))
+        return seen
     if facts is None:
         visit.wake_in(1.0)
         return _running(stage, record)
@@ -233,7 +253,8 @@ def _create_finalize(visit: Visit, stage: Stage, record: StageStatus) -> Seen:
 
 
 def _create(visit: Visit, stage: Stage, task: Task, attempt: int) -> None:
-    for obj in (render_runspec(task, visit.context), render_task(stage, task, attempt, visit.context)):
+    child = marked(visit, render_task(stage, task, attempt, visit.context))
+    for obj in (render_runspec(task, visit.context), child):
         visit.actions.append(Create(object=obj, owner_uid=visit.uid))
 
 
