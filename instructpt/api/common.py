@@ -241,6 +241,10 @@ class CommonStatus(ApiModel):
         ),
     ] = ()
     output: Annotated[OutputStatus | None, Field(default=None, description="The produced set.")] = None
+    settings: Annotated[
+        str | None,
+        Field(default=None, max_length=16, description="Hash of the operator's settings that this was judged with."),
+    ] = None
     stages: Annotated[
         tuple[StageStatus, ...],
         Field(

@@ -80,8 +80,9 @@ MEANING: dict[Reason, str] = {
     Reason.WORKER_FAILED: "a worker failed and is tried again, up to backoffLimit; the message has its error",
     Reason.CREDENTIALS: "the storage refused a worker's credentials; correct the Secret that secretRef names, then "
     "delete the object and create it again: committed work is kept",
-    Reason.CORPUS_REFUSED: "the documents cannot be used as they are: too many unreadable records, a damaged object, or one "
-    "that changed after it was inspected; correct what the message names, then delete the object and create it again",
+    Reason.CORPUS_REFUSED: "the documents cannot be used as they are: too many unreadable records, a damaged object, "
+    "or one that changed after it was inspected; correct what the message names, then delete the object and create it "
+    "again",
     Reason.CHILD_FAILED: "a child of the pipeline failed; see that object, which the message names",
     Reason.DEADLINE: "activeDeadlineSeconds are over; committed work is kept: raise it in a new object over the same "
     "storage",

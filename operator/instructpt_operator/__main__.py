@@ -73,7 +73,10 @@ class Operator:
             interval_seconds=progress.interval_seconds, sample=progress.sample,
         )  # fmt: skip
         config = Config(
-            images=settings.render_images(), launcher=settings.launcher, progress_seconds=progress.interval_seconds
+            settings=settings.hash,
+            images=settings.render_images(),
+            launcher=settings.launcher,
+            progress_seconds=progress.interval_seconds,
         )
         self.manager = Manager(
             client=self._client,

@@ -296,6 +296,8 @@ def _remove_leftovers(layout: Layout) -> None:
     layout.kubectl("delete", "namespace", SYSTEM, LAB, "--ignore-not-found", "--timeout=100s")
     for bucket in ("raw", "results"):
         shutil.rmtree(layout.s3_data / bucket, ignore_errors=True)
+        # What the server knows of the objects lies beside them; it would go on knowing.
+        shutil.rmtree(layout.root / "versitygw" / bucket, ignore_errors=True)
 
 
 def _values(refs: dict[str, str]) -> dict[str, Any]:

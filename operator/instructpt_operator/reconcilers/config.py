@@ -15,6 +15,7 @@ class Config:
     Attributes:
         launcher: Name of the launcher for training.
         code_version: Version stamped into RunSpecs.
+        settings: Hash of all settings; goes into every status.
         progress_seconds: Time between two looks at running workers.
         start_seconds: Time between two looks at pods that do not run yet.
         retry_seconds: Wait after the first failure of a stage; it doubles with every further one.
@@ -24,6 +25,7 @@ class Config:
     images: Images = DEFAULT_IMAGES
     launcher: str = "pytorchjob"
     code_version: str = VERSION
+    settings: str = ""
     progress_seconds: float = 10.0
     start_seconds: float = 3.0
     retry_seconds: float = 5.0

@@ -36,6 +36,8 @@ def decide(raw: Object, observed: Observed, now: datetime, config: Config) -> Ou
         resource = parse(raw)
     except ValidationError as error:
         return _refused(raw, error, now)
+    if resource.spec.cleanup_policy == "Delete":
+        return _blocked(raw, "spec.cleanupPolicy='Delete' is not available yet; use Retain and remove the outputs", now)
     if isinstance(resource, InstructionPretraining):
         return reconcile_pipeline(resource, observed, now, config)
     return reconcile_job(resource, observed, now, config)
@@ -56,6 +58,11 @@ def _refused(raw: Object, error: ValidationError, now: datetime) -> Outcome:
     first = error.errors()[0]
     where = ".".join(str(p) for p in first["loc"])
     message = f"{where}: {first['msg']}; correct the field, or bring the CRDs and the operator to one version"
+    return _blocked(raw, message, now)
+
+
+def _blocked(raw: Object, message: str, now: datetime) -> Outcome:
+    """Nothing is created; an edit of the spec goes on."""
     status: dict[str, Any] = dict(raw.get("status", {}))
     before = tuple(Condition.model_validate(c) for c in status.get("conditions", ()))
     judged = Condition(type="Blocked", status="True", reason=Reason.INVALID_SPEC, message=message)

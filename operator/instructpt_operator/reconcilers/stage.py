@@ -76,13 +76,13 @@ def _working(visit: Visit, stage: Stage, record: StageStatus, work: Object) -> S
     state, facts = work_state(work), visit.observed.pods.get(work["metadata"]["name"])
     if _is_leaving(work):
         visit.wake_in(visit.config.start_seconds)
-        return _running(stage, record, note="waiting until the last attempt is gone")
+        return _running(visit, stage, record, note="waiting until the last attempt is gone")
     if state.phase == "Succeeded":
         return _create_finalize(visit, stage, record)
     if state.phase == "Failed":
         if facts is None:  # nobody has looked at its pods yet
             visit.wake_in(1.0)
-            return _running(stage, record)
+            return _running(visit, stage, record)
         failure = judge_failure(state, facts)
         if failure.permanent or stage.kind == "train":
             return _failed(visit, stage, record, failure)
@@ -137,7 +137,7 @@ def _finalizing(visit: Visit, stage: Stage, record: StageStatus, finalize: Objec
     state, facts = work_state(finalize), visit.observed.pods.get(finalize["metadata"]["name"])
     if _is_leaving(finalize):
         visit.wake_in(visit.config.start_seconds)
-        return _running(stage, record)
+        return _running(visit, stage, record)
     if state.phase not in ("Succeeded", "Failed"):
         seen = _active(visit, stage, record, state, facts)
         if _is_stuck(seen) and is_corrected(visit, finalize):
@@ -145,7 +145,7 @@ def _finalizing(visit: Visit, stage: Stage, record: StageStatus, finalize: Objec
         return seen
     if facts is None:
         visit.wake_in(1.0)
-        return _running(stage, record)
+        return _running(visit, stage, record)
     if state.phase == "Failed":
         return _failed(visit, stage, record, judge_failure(state, facts))
     result = _result(facts)
@@ -153,7 +153,7 @@ def _finalizing(visit: Visit, stage: Stage, record: StageStatus, finalize: Objec
         # Its pod is gone with the message: it is idempotent, so it is simply asked again.
         visit.actions.append(Delete(ref=Ref.of(finalize)))
         visit.wake_in(visit.config.start_seconds)
-        return _running(stage, record, note="asking the finishing task again: its message is lost")
+        return _running(visit, stage, record, note="asking the finishing task again: its message is lost")
     if result.missing:
         return _failed(visit, stage, record, _incomplete(visit, stage, record, result))
     visit.remember(record, result=result, last_failure=None)
@@ -207,7 +207,7 @@ def _failed(visit: Visit, stage: Stage, record: StageStatus, failure: Failure) -
         failure.reason, f"step {stage.step}, attempt {record.attempt}: {failure.message} ({counted})", warning=True
     )
     visit.wake_in(0.1)
-    return _running(stage, record)
+    return _running(visit, stage, record, reason=failure.reason)
 
 
 def _next_attempt(visit: Visit, stage: Stage, record: StageStatus, left: list[Object]) -> Seen:
@@ -215,12 +215,12 @@ def _next_attempt(visit: Visit, stage: Stage, record: StageStatus, left: list[Ob
     if left:
         visit.actions += [Delete(ref=Ref.of(c)) for c in left if not _is_leaving(c)]
         visit.wake_in(visit.config.start_seconds)
-        return _running(stage, record)
+        return _running(visit, stage, record)
     if record.last_failure_time is not None and record.failed_attempt >= record.attempt > 0:
         wait = visit.config.retry_wait(record.failures) - seconds_since(visit, record.last_failure_time)
         if wait > 0:
             visit.wake_in(wait)
-            return _running(stage, record)
+            return _running(visit, stage, record)
     return _start(visit, stage, record)
 
 
@@ -239,7 +239,7 @@ def _start(visit: Visit, stage: Stage, record: StageStatus) -> Seen:
         visit.start_time = rfc3339(visit.now)
     visit.say("StageStarted", f"step {stage.step}: attempt {attempt}, {stage.replicas} worker(s)")
     visit.wake_in(visit.config.start_seconds)
-    return _running(stage, record)
+    return _running(visit, stage, record)
 
 
 def _create_finalize(visit: Visit, stage: Stage, record: StageStatus) -> Seen:
@@ -249,7 +249,7 @@ def _create_finalize(visit: Visit, stage: Stage, record: StageStatus) -> Seen:
     if visit.start_time is None:
         visit.start_time = rfc3339(visit.now)
     visit.wake_in(visit.config.start_seconds)
-    return _running(stage, record)
+    return _running(visit, stage, record)
 
 
 def _create(visit: Visit, stage: Stage, task: Task, attempt: int) -> None:
@@ -258,10 +258,22 @@ def _create(visit: Visit, stage: Stage, task: Task, attempt: int) -> None:
         visit.actions.append(Create(object=obj, owner_uid=visit.uid))
 
 
-def _running(stage: Stage, record: StageStatus, *, note: str | None = None) -> Seen:
+def _running(
+    visit: Visit, stage: Stage, record: StageStatus, *, note: str | None = None, reason: Reason | None = None
+) -> Seen:
     if note is None and record.last_failure is not None:
         note = f"attempt {record.failed_attempt} failed: {record.last_failure}"
-    return Seen(stage=StageObservation(running=True, attempts=record.attempt, note=note))
+    if reason is None:
+        waits = record.failed_attempt >= record.attempt > 0 and record.last_failure_time is not None
+        reason = _last_reason(visit) if waits else Reason.RUNNING
+    return Seen(stage=StageObservation(running=True, attempts=record.attempt, note=note, reason=reason))
+
+
+def _last_reason(visit: Visit) -> Reason:
+    """Why the last attempt failed, as the condition Running says since."""
+    conditions = visit.resource.status.conditions if visit.resource.status is not None else ()
+    said = next((c.reason for c in conditions if c.type == "Running"), "")
+    return Reason(said) if said in (Reason.DISRUPTED, Reason.OUT_OF_MEMORY) else Reason.WORKER_FAILED
 
 
 def _latest(visit: Visit, stage: Stage, task: str) -> Object | None:

@@ -32,6 +32,8 @@ def write_status(visit: Visit, plan: Plan | None, observation: Observation) -> O
     wire["stages"] = [s.to_wire() for s in visit.memory.values()]
     wire["inputs"] = [i.to_wire() for i in visit.inputs]
     wire["childRefs"] = [r.to_wire() for r in child_refs(visit)]
+    if visit.config.settings:
+        wire["settings"] = visit.config.settings
     if visit.start_time is not None:
         wire["startTime"] = visit.start_time
     if any(c.type in ("Complete", "Failed") and c.status == "True" for c in conditions):
