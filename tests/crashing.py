@@ -57,6 +57,7 @@ def run(kubeconfig: str, namespace: str, notes: str, kill: str) -> None:
 
     operator = entry.Operator(operators.settings(namespace), kubeconfig=kubeconfig, namespace=namespace)
     executor = operator.manager.executor
+    operators.hasten(operator)
     executor._before = lambda verb, ref: note("before", verb, ref)
     executor._after = lambda verb, ref: note("after", verb, ref)
     operator.start()

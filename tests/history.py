@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from operators import is_true
+from operators import is_true, wait_for
 from player import PYTORCHJOBS
 
 from instructpt.plan.naming import LABEL_ATTEMPT
@@ -92,8 +92,7 @@ def recorded(kubeconfig: Path) -> Iterator[History]:
     client, history = KubeClient.connect(str(kubeconfig), qps=500, burst=500, connections=12), History()
     stop, streams, threads = threading.Event(), [], []
     for type_ in (*OURS.values(), JOBS, PYTORCHJOBS):
-        version = list(client.pages(type_))[-1][1]
-        stream = client.watch(type_, resource_version=version, timeout_seconds=600, read_timeout_seconds=600)
+        stream = wait_for(lambda type_=type_: _open(client, type_), otherwise=f"{type_.plural} cannot be watched")
         streams.append(stream)
         threads.append(threading.Thread(target=_follow, args=(type_, stream, history, stop), daemon=True))
     for thread in threads:
@@ -106,6 +105,16 @@ def recorded(kubeconfig: Path) -> Iterator[History]:
             stream.close()
         for thread in threads:
             thread.join(5)
+
+
+def _open(client: KubeClient, type_: ResourceType) -> Any:
+    version = list(client.pages(type_))[-1][1]
+    try:
+        return client.watch(type_, resource_version=version, timeout_seconds=600, read_timeout_seconds=600)
+    except ApiError as error:
+        if error.status == 429:  # a type that was just installed
+            return None
+        raise
 
 
 def _follow(type_: ResourceType, stream: Any, history: History, stop: threading.Event) -> None:

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from instructpt_operator.types import OURS, launcher_type
 ROOT = Path(__file__).parents[1]
 PYTORCHJOB_CRD = "manifests/base/crds/kubeflow.org_pytorchjobs.yaml"
 WAIT_SECONDS = 60.0
+Live = Callable[..., tuple[Operator, Any]]
+"""Starts the operator in this process and a player of pods, both for one test."""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -49,11 +53,18 @@ def running(kubeconfig: Path, namespace: str, **changes: Any) -> Iterator[Operat
     operator = Operator(
         settings(namespace, **changes), kubeconfig=str(kubeconfig), namespace=namespace, host="127.0.0.1"
     )
+    hasten(operator)
     operator.start()
     try:
         yield operator
     finally:
         operator.stop()
+
+
+def hasten(operator: Operator, *, retry_seconds: float = 0.2, start_seconds: float = 0.3) -> None:
+    """Shorten the waits that no setting is for."""
+    manager = operator.manager
+    manager._config = replace(manager._config, retry_seconds=retry_seconds, start_seconds=start_seconds)
 
 
 def config_file(folder: Path, namespace: str, **changes: Any) -> Path:
@@ -211,3 +222,9 @@ def _free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def age(obj: Mapping[str, Any]) -> float:
+    """Seconds since an object was created."""
+    created = datetime.fromisoformat(obj["metadata"]["creationTimestamp"].replace("Z", "+00:00"))
+    return (datetime.now(UTC) - created).total_seconds()

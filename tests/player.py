@@ -20,6 +20,7 @@ from instructpt_operator.runtime.client import ApiError, KubeClient, ResourceTyp
 PODS = ResourceType(api_version="v1", kind="Pod", plural="pods")
 CONFIG_MAPS = ResourceType(api_version="v1", kind="ConfigMap", plural="configmaps")
 PYTORCHJOBS = ResourceType(api_version="kubeflow.org/v1", kind="PyTorchJob", plural="pytorchjobs")
+STOPPED = 75
 UNSCHEDULABLE = "Unschedulable"
 LONG_AGO = "2020-01-01T00:00:00Z"
 """When containers ended, as the Job controller is told: its back-off is then over at once."""
@@ -116,7 +117,10 @@ class Player:
     def _play(self, pod: dict[str, Any]) -> None:
         meta = pod["metadata"]
         labels, uid = meta["labels"], meta["uid"]
-        if "deletionTimestamp" in meta or pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+        if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+            return
+        if "deletionTimestamp" in meta:  # a worker that is asked to stop leaves with this
+            self._end(pod, End(STOPPED))
             return
         if uid not in self._done:
             key = (meta["namespace"], labels[LABEL_NAME], labels[LABEL_STEP], labels[LABEL_TASK])
@@ -189,16 +193,16 @@ class Player:
         self.client.merge_patch(PODS, meta["namespace"], meta["name"], {"status": status}, subresource="status")
 
     def _train(self, job: dict[str, Any]) -> None:
-        """Create the pods of a PyTorchJob once, and judge it by them."""
+        """Create the pods of a PyTorchJob that are missing, and judge it by them."""
         conditions = {c["type"] for c in job.get("status", {}).get("conditions", ()) if c["status"] == "True"}
         if "deletionTimestamp" in job["metadata"] or conditions & {"Succeeded", "Failed"}:
             return
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         selector = f"training.kubeflow.org/job-name={name}"
         pods = self.client.list(PODS, namespace, label_selector=selector)
-        if not pods:
+        made = self._create_pods(job, {p["metadata"]["name"] for p in pods})
+        if made:
             if "Created" not in conditions:
-                self._create_pods(job)
                 self._judge(job, "Created")
             return
         phases = [p.get("status", {}).get("phase") for p in pods]
@@ -209,26 +213,33 @@ class Player:
         elif "Running" in phases and "Running" not in conditions:
             self._judge(job, "Running")
 
-    def _create_pods(self, job: dict[str, Any]) -> None:
-        meta = job["metadata"]
+    def _create_pods(self, job: dict[str, Any], there: set[str]) -> int:
+        meta, made = job["metadata"], 0
         for role, replica in job["spec"]["pytorchReplicaSpecs"].items():
             for index in range(replica.get("replicas", 1)):
-                template = replica["template"]
-                labels = {**template["metadata"]["labels"], "training.kubeflow.org/job-name": meta["name"]}
-                owner = {"apiVersion": job["apiVersion"], "kind": job["kind"], "name": meta["name"], "uid": meta["uid"],
-                         "controller": True, "blockOwnerDeletion": True}  # fmt: skip
-                pod = {
-                    "apiVersion": "v1",
-                    "kind": "Pod",
-                    "metadata": {
-                        "name": f"{meta['name']}-{role.lower()}-{index}",
-                        "namespace": meta["namespace"],
-                        "labels": labels,
-                        "ownerReferences": [owner],
-                    },
-                    "spec": {**template["spec"], "restartPolicy": "Never"},
-                }
-                self.client.create(PODS, pod)
+                name = f"{meta['name']}-{role.lower()}-{index}"
+                if name not in there:
+                    self._create_pod(job, name, replica["template"])
+                    made += 1
+        return made
+
+    def _create_pod(self, job: dict[str, Any], name: str, template: dict[str, Any]) -> None:
+        meta = job["metadata"]
+        owner = {"apiVersion": job["apiVersion"], "kind": job["kind"], "name": meta["name"], "uid": meta["uid"],
+                 "controller": True, "blockOwnerDeletion": True}  # fmt: skip
+        labels = {**template["metadata"]["labels"], "training.kubeflow.org/job-name": meta["name"]}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "namespace": meta["namespace"],
+                "labels": labels,
+                "ownerReferences": [owner],
+            },
+            "spec": {**template["spec"], "restartPolicy": "Never"},
+        }
+        self.client.create(PODS, pod)
 
     def _judge(self, job: dict[str, Any], type_: str) -> None:
         before = job.get("status", {}).get("conditions", [])

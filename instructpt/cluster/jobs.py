@@ -16,6 +16,9 @@ EXIT_CONFIG = 43
 EXIT_STOPPED = 75
 """Exit codes of ``instructpt worker``: this worker cannot work; nobody can; told to stop, committed work is kept."""
 
+_DISRUPTED = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+"""Not the workload's doing: a drain or an eviction, whatever the worker then said."""
+
 RETRIES_PER_INDEX = 6
 """The most an index is restarted in one attempt, whatever ``backoffLimit`` says: the waits between double each time."""
 
@@ -45,6 +48,10 @@ def _workers(task: Task, ctx: RenderContext) -> dict[str, Any]:
     the work of one that failed, and a single index that failed still makes the Job Failed. A number would also stand
     in the way of ``kubectl scale``, since it cannot change and must not be above ``completions``. ``backoffLimit`` is
     left to its default beside ``backoffLimitPerIndex``, which is no limit.
+
+    A worker that was told to stop fails its index rather than being replaced. Whoever stops it is deleting it, the Job
+    or the namespace; a drain or a preemption is told by DisruptionTarget and replaced. Kubernetes keeps a failed pod's
+    finalizer until its replacement exists, and a namespace that is being deleted gets none: it would never end.
     """
     spec: dict[str, Any] = {
         "completionMode": "Indexed",
@@ -54,8 +61,8 @@ def _workers(task: Task, ctx: RenderContext) -> dict[str, Any]:
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {
             "rules": [
-                *_ignored(),
-                _on_exit("FailIndex", EXIT_CANNOT_WORK),
+                _DISRUPTED,
+                _on_exit("FailIndex", EXIT_CANNOT_WORK, EXIT_STOPPED),
                 _on_exit("FailJob", EXIT_CONFIG),
             ]
         },
@@ -71,16 +78,14 @@ def _finalize() -> dict[str, Any]:
         "parallelism": 1,
         "backoffLimit": _FINALIZE_RETRIES,
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {"rules": [*_ignored(), _on_exit("FailJob", EXIT_CANNOT_WORK, EXIT_CONFIG)]},
+        "podFailurePolicy": {
+            "rules": [
+                _DISRUPTED,
+                _on_exit("Ignore", EXIT_STOPPED),
+                _on_exit("FailJob", EXIT_CANNOT_WORK, EXIT_CONFIG),
+            ]
+        },
     }
-
-
-def _ignored() -> list[dict[str, Any]]:
-    """Not the workload's doing: a drain or an eviction, whatever the worker then said, and a stop on request."""
-    return [
-        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        _on_exit("Ignore", EXIT_STOPPED),
-    ]
 
 
 def _on_exit(action: str, *codes: int) -> dict[str, Any]:

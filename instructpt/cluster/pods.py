@@ -204,10 +204,11 @@ def _resources(stage: Stage, task: Task) -> Wire:
 
 
 def _needs_shm(stage: Stage, task: Task) -> bool:
-    """Ranks, and the processes of tensor parallelism, exchange data there; the default is 64 MiB."""
+    """Ranks, and the processes of vLLM, exchange data there; the default is 64 MiB."""
     if is_finalize(task):
         return False
-    return stage.kind == "train" or (stage.kind == "synthesize" and gpus_of(stage, task) > 0)
+    section = task.runspec.synthesize
+    return stage.kind == "train" or (section is not None and section.settings.engine.name == "vllm")
 
 
 def _volumes(stage: Stage, task: Task, ctx: RenderContext) -> list[Wire]:

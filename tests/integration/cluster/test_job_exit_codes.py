@@ -120,10 +120,10 @@ def test_a_bad_configuration_ends_the_job_at_once(synthesis: Work) -> None:
     assert "43" in seen.message
 
 
-def test_a_stop_or_a_disruption_is_not_counted(synthesis: Work) -> None:
-    """Whatever a worker says that is drained; and 75 also where nobody but the worker knows of a signal."""
+def test_a_disruption_is_not_counted(synthesis: Work) -> None:
+    """Whatever a worker says that is drained."""
     pods = [synthesis.index(i) for i in range(3)]
-    for pod, code, disrupted in zip(pods, (75, 137, 42), (False, True, True), strict=True):
+    for pod, code, disrupted in zip(pods, (75, 137, 42), (True, True, True), strict=True):
         synthesis.end(pod, code, disrupted=disrupted)
     again = [synthesis.index(i, other_than=pods[i]["metadata"]["uid"]) for i in range(3)]
     assert work_state(synthesis.job()).failed == 0
@@ -131,6 +131,16 @@ def test_a_stop_or_a_disruption_is_not_counted(synthesis: Work) -> None:
         synthesis.end(pod, 0)
     seen = synthesis.ended()
     assert (seen.phase, seen.succeeded, seen.failed) == ("Succeeded", 3, 0)
+
+
+def test_f11_a_worker_that_is_stopped_keeps_no_finalizer(synthesis: Work, apiserver: ApiServer) -> None:
+    """It is not replaced, so a namespace that is being deleted needs no new pod to come to its end."""
+    pods = [synthesis.index(i) for i in range(3)]
+    synthesis.end(pods[0], 75)
+    synthesis.end(pods[1], 0)
+    synthesis.end(pods[2], 0)
+    seen = synthesis.ended()
+    assert (seen.phase, seen.reason, seen.failed) == ("Failed", "FailedIndexes", 1)
 
 
 def test_a_job_of_one_worker_fails_where_it_cannot_work(apiserver: ApiServer, namespace: str) -> None:

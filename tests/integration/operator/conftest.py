@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import history
 import operators
 import pytest
+from operators import Live
 from player import Player, Script, all_well
 
 from instructpt_operator.__main__ import Operator
@@ -17,8 +18,6 @@ from instructpt_operator.runtime.client import KubeClient
 
 if TYPE_CHECKING:
     from apiserver import ApiServer
-
-Live = Callable[..., tuple[Operator, Player]]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ Operators are processes; the API server, Job controller and garbage collector ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ import crashing
 import operators
 import pytest
 from history import History
-from player import CONFIG_MAPS, PODS, PYTORCHJOBS, Player
+from player import CONFIG_MAPS, PODS, PYTORCHJOBS, Player, Script, all_well, attempt_of
+from player import End as Ends
 
-from instructpt.plan.naming import MANAGED_BY, OPERATOR
+from instructpt.plan.naming import LABEL_STEP, LABEL_TASK, MANAGED_BY, OPERATOR, TASK_WORK
 from instructpt_operator.runtime.client import KubeClient, ResourceType
 from instructpt_operator.types import JOBS
 
@@ -53,8 +54,8 @@ class Bench:
     obj: dict[str, Any]
 
     def run(self, kill: str) -> End:
-        """From creation to the end, then delete the object while no operator is there."""
-        namespace = f"crash-{self.obj['metadata']['name']}-{kill.replace(':', '-') or 'none'}"
+        """From creation to the end; afterwards no operator is there."""
+        namespace = self.namespace(kill)
         self.kube.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
         notes = self.folder / f"{namespace}.notes"
         operators.create(self.kube, namespace, self.obj)
@@ -63,11 +64,15 @@ class Bench:
         last = self.forker.start(self.server.kubeconfig, namespace, notes)
         try:
             done = operators.wait_condition(self.kube, namespace, self.obj, "Complete")
+            if not kill:  # its events come after the status
+                operators.wait_for(lambda: _is_written(notes, "event"), otherwise=notes.read_text)
         finally:
             last.kill()
-        end = self._end(namespace, done, notes)
-        self._delete(namespace)
-        return end
+        return self._end(namespace, done, notes)
+
+    def namespace(self, kill: str) -> str:
+        """Of a run."""
+        return f"crash-{self.obj['metadata']['name']}-{kill.replace(':', '-') or 'none'}"
 
     def _die(self, namespace: str, notes: Path, kill: str) -> None:
         first = self.forker.start(self.server.kubeconfig, namespace, notes, kill)
@@ -90,9 +95,10 @@ class Bench:
             stages=[{k: s.get(k) for k in ("step", "attempt", "failures", "result")} for s in status["stages"]],
         )
 
-    def _delete(self, namespace: str) -> None:
-        type_ = operators.OURS[self.obj["kind"]]
-        self.kube.delete(type_, namespace, self.obj["metadata"]["name"])
+    def delete(self, kill: str) -> None:
+        """Delete the object of a run while no operator is there: nothing of it may stay."""
+        namespace = self.namespace(kill)
+        self.kube.delete(operators.OURS[self.obj["kind"]], namespace, self.obj["metadata"]["name"])
         operators.wait_for(lambda: not self.left(namespace), otherwise=lambda: f"orphans: {self.left(namespace)}")
         self.kube.delete(NAMESPACES, None, namespace)
 
@@ -107,6 +113,12 @@ class Bench:
         ]
 
 
+def _is_written(notes: Path, verb: str) -> bool:
+    """Whether the last that an operator noted is that such a write came to its end."""
+    point, _, last, _ = notes.read_text().splitlines()[-1].split()
+    return (point, last) == ("after", verb)
+
+
 @pytest.fixture(scope="module")
 def fork(tmp_path_factory: pytest.TempPathFactory) -> Iterator[crashing.Forker]:
     log = tmp_path_factory.mktemp("crash") / "operators.log"
@@ -115,22 +127,34 @@ def fork(tmp_path_factory: pytest.TempPathFactory) -> Iterator[crashing.Forker]:
     assert "Traceback" not in log.read_text()
 
 
+def first_training_fails(labels: Mapping[str, str], number: int) -> Ends:
+    """The first attempt at training ends with exit code 1, all else is well."""
+    is_training = (labels[LABEL_STEP], labels[LABEL_TASK]) == ("train", TASK_WORK)
+    return Ends(1) if is_training and attempt_of(labels) == 1 else Ends()
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "obj", [operators.synthesis("syn", parallelism=1), operators.training("trn", nodes=1)], ids=lambda o: o["kind"]
+    ("obj", "script", "least"),
+    [
+        (operators.synthesis("syn", parallelism=1), all_well, 16),
+        (operators.training("trn", nodes=1), first_training_fails, 30),
+    ],
+    ids=["SynthesisJob", "TrainingJob"],
 )
 def test_f1_operator_killed_before_and_after_every_write_of_a_run(
     pytorchjobs: ApiServer, kube: KubeClient, recorded: History, fork: crashing.Forker, tmp_path: Path,
-    obj: dict[str, Any],
+    obj: dict[str, Any], script: Script, least: int,
 ) -> None:  # fmt: skip
     bench = Bench(pytorchjobs, kube, recorded, fork, tmp_path, obj)
-    with Player(kube, None) as player, ThreadPoolExecutor(AT_ONCE) as pool:
+    with Player(kube, None, script) as player, ThreadPoolExecutor(AT_ONCE) as pool:
         whole = bench.run("")
-        assert set(whole.children.values()) == {1}
         points = [f"{point}:{n + 1}" for n in range(len(whole.writes)) for point in crashing.POINTS]
         ends = dict(zip(points, pool.map(bench.run, points), strict=True))
+        list(pool.map(bench.delete, ["", *points]))
     assert player.errors == []
+    assert set(whole.children.values()) == {1}
     for point, end in ends.items():
         assert end.children == whole.children, point
         assert (end.phase, end.output, end.stages) == (whole.phase, whole.output, whole.stages), point
-    assert len(points) >= 20
+    assert len(points) >= least

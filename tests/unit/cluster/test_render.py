@@ -136,8 +136,8 @@ def test_workers_are_restarted_within_bounds(limit: int, per_index: int) -> None
 def test_exit_codes_decide_what_counts() -> None:
     rules = job(rendering.synthesis(), "synthesis")["spec"]["podFailurePolicy"]["rules"]
     assert rules[0] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    codes = {r["onExitCodes"]["values"][0]: r["action"] for r in rules[1:]}
-    assert codes == {75: "Ignore", 42: "FailIndex", 43: "FailJob"}
+    codes = {code: r["action"] for r in rules[1:] for code in r["onExitCodes"]["values"]}
+    assert codes == {75: "FailIndex", 42: "FailIndex", 43: "FailJob"}
     assert {r["onExitCodes"]["containerName"] for r in rules[1:]} == {"worker"}
 
 

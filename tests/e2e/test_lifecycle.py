@@ -1,0 +1,290 @@
+"""What a user meets beside the main flow, on the real cluster: a row for each way to get stuck or to fail, then
+suspension, time to live, edits, deletion, and an operator that is away.
+
+The operator is the one of this checkout, in this process, with the intervals of the chart. All rows are applied at
+once, as on a busy cluster. Every row's condition, reason and message is compared with the one in the docs, or written there
+where ``INSTRUCTPT_WRITE_DOCS=1`` (then run tools/lifecycle_docs.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import lifecycle
+import operators
+import pytest
+from cluster.layout import NODE, S3_ENDPOINT, Layout
+from lifecycle import EVENTS, MARGIN_SECONDS, SHOWN_SECONDS, Case, Watcher
+from lifecycle_cases import CASES, NOWHERE, ORDER, corpus, make_secret, synthesis
+from lifecycle_world import PAUSE, World, running
+
+from instructpt_operator.runtime.client import ApiError
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+GPU = "nvidia.com/gpu"
+STUCK = {"podTemplate": {"image": NOWHERE, "imagePullPolicy": "Never"}}
+
+
+@pytest.fixture(scope="module")
+def world(bed_layout: Layout) -> Iterator[World]:
+    with running(bed_layout) as found:
+        make_secret("s3")(found)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def watcher(world: World) -> Iterator[Watcher]:
+    """All rows are applied; what shows is noted from the start."""
+    watching = Watcher(world.client, world.namespaces, CASES)
+    watching.start()
+    for case in CASES:
+        for obj in case.before:
+            world.apply(obj, case.namespace)
+        if case.namespace:
+            make_secret("s3")(world, case.namespace)
+        world.create(case.object, case.namespace)
+    yield watching
+    watching.stop()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_f9_it_shows_within_seconds_with_its_reason_and_what_to_do(world: World, watcher: Watcher, case: Case) -> None:
+    mark = watcher.marks[case.name]
+
+    def told() -> str:
+        return f"{case.name}: wanted {case.shows}, saw {mark.history}; {world.get(case.object, case.namespace)}"
+
+    operators.wait_for(lambda: mark.knew is not None, seconds=120, otherwise=told)
+    operators.wait_for(lambda: mark.shown is not None, seconds=SHOWN_SECONDS + MARGIN_SECONDS, otherwise=told)
+    assert mark.knew is not None
+    assert mark.shown is not None
+    print(f"{case.name}: {max(0.0, mark.shown - mark.knew):.1f} s after Kubernetes knew; {mark.history}")
+    message = mark.condition["message"]
+    assert case.says in message
+    assert mark.shown - mark.knew <= SHOWN_SECONDS + MARGIN_SECONDS
+    entry = {
+        "case": case.name,
+        "kind": case.object["kind"],
+        "why": case.why,
+        "condition": f"{case.shows[0]}/{case.shows[1]}",
+        "message": lifecycle.normalised(message, case, world.namespaces[case.namespace], S3_ENDPOINT),
+        "do": case.do,
+        "goesOn": case.goes_on,
+    }
+    lifecycle.check_documented("cases", entry, ORDER)
+    if case.fix is not None:
+        case.fix(world)
+        world.wait(case.object, "Complete", namespace=case.namespace)
+        assert world.get(case.object, case.namespace)["status"]["stages"][0]["failures"] <= 1
+    elif case.shows[0] == "Failed":
+        assert operators.condition(world.get(case.object), "Running")["status"] == "False"
+        assert not [p for p in world.pods(case.object["metadata"]["name"]) if p["status"]["phase"] == "Running"]
+    world.kubectl("delete", case.object["kind"], case.object["metadata"]["name"], namespace=case.namespace)
+
+
+def test_an_event_says_what_the_condition_says(world: World) -> None:
+    """``kubectl events`` and ``kubectl describe`` show it too."""
+    obj = corpus("evented", **STUCK)
+    world.create(obj)
+    message = operators.condition(world.wait(obj, "Blocked"), "Blocked")["message"]
+
+    def noted() -> list[Any]:
+        events = world.client.list(EVENTS, world.namespace, field_selector="involvedObject.name=evented")
+        return [
+            e for e in events if (e["type"], e["reason"], e["message"]) == ("Warning", "ImageCannotBePulled", message)
+        ]
+
+    operators.wait_for(noted)
+    world.kubectl("delete", "corpus", "evented")
+
+
+def test_few_unreadable_records_are_dead_letters(world: World) -> None:
+    obj = corpus("few-bad", documents="few-bad")
+    world.create(obj)
+    done = world.wait(obj, "Complete")
+    assert done["status"]["counts"]["documents"] == 199
+    assert done["status"]["counts"]["records"] == 200
+    assert [key for key in world.keys("few-bad/dead-letters/")]
+
+
+def test_suspend_frees_the_gpu_and_resume_keeps_what_is_committed(world: World, gpu: None) -> None:
+    source = corpus("many", documents="many", documentsPerShard=1)
+    world.create(source)
+    total = world.wait(source, "Complete")["status"]["counts"]["shards"]
+    engine = {"name": "mined", "resources": {"gpus": 1}}
+    first, second = (synthesis(name, "many", engine=engine) for name in ("first", "second"))
+    world.create(first)
+
+    def commits(name: str) -> dict[str, str]:
+        return {key: tag for key, tag in world.keys(f"{name}/").items() if "/commits/" in key}
+
+    operators.wait_for(lambda: commits("first"), otherwise="nothing is committed")
+    second["spec"]["maxDocuments"] = 5
+    world.create(second)
+    world.wait(second, "Blocked")  # the only GPU is taken
+    assert operators.condition(world.get(second), "Blocked")["reason"] == "Unschedulable"
+
+    world.edit(first, suspend=True)
+    suspended = world.wait(first, "Suspended")
+    operators.wait_for(lambda: not world.pods("first"), otherwise="pods are left")
+    kept = commits("first")
+    assert 0 < len(kept) < total
+    assert (
+        "startTime" not in suspended["status"]
+        or operators.get(world.client, world.namespace, first)["status"].get("startTime") is None
+    )
+    world.wait(second, "Complete")  # it got the GPU that was freed
+    assert commits("first") == kept
+
+    world.edit(first, suspend=False)
+    done = world.wait(first, "Complete", seconds=180)
+    after = commits("first")
+    assert len(after) == total
+    assert {key: after[key] for key in kept} == kept  # nothing was made again
+    assert done["status"]["stages"][0]["failures"] == 0
+    for name in ("first", "second"):
+        world.kubectl("delete", "synthesisjob", name)
+
+
+def test_time_to_live_removes_the_object_and_keeps_its_output(world: World) -> None:
+    obj = corpus("short-lived", ttlSecondsAfterFinished=1)
+    world.create(obj)
+    operators.wait_for(lambda: world.get(obj) is None, seconds=90, otherwise="it is still there")
+    operators.wait_for(lambda: not world.owned("short-lived"), otherwise=lambda: world.owned("short-lived"))
+    assert any(key.endswith("/manifest.json") for key in world.keys("short-lived/"))
+
+
+def test_delete_takes_everything_and_keeps_the_output(world: World) -> None:
+    obj = corpus("deleted")
+    world.create(obj)
+    assert "finalizers" not in world.wait(obj, "Complete")["metadata"]
+    assert len(world.owned("deleted")) >= 5  # object, two Jobs, pods, ConfigMaps
+    kept = world.keys("deleted/")
+    world.kubectl("delete", "corpus", "deleted", "--timeout=10s")
+    operators.wait_for(lambda: not world.owned("deleted"), otherwise=lambda: world.owned("deleted"))
+    assert world.keys("deleted/") == kept
+
+
+def test_delete_while_workers_run(world: World) -> None:
+    source = corpus("many-again", documents="many", documentsPerShard=1)
+    world.create(source)
+    world.wait(source, "Complete")
+    obj = synthesis("cut-short", "many-again")
+    world.create(obj)
+    operators.wait_for(lambda: [p for p in world.pods("cut-short") if p["status"]["phase"] == "Running"])
+    world.kubectl("delete", "synthesisjob", "cut-short", "--timeout=10s")
+    operators.wait_for(lambda: not world.owned("cut-short"), otherwise=lambda: world.owned("cut-short"))
+
+
+def test_an_absent_operator_is_missed_by_nobody(world: World) -> None:
+    """Deletion finishes without it; what was created, edited and finished meanwhile is seen when it is back."""
+    stuck, edited = corpus("orphan", **STUCK), corpus("edited", **STUCK)
+    for obj in (stuck, edited):
+        world.create(obj)
+    for obj in (stuck, edited):
+        world.wait(obj, "Blocked")
+    world.stop_operator()
+    world.kubectl("delete", "corpus", "orphan", "--timeout=10s")
+    operators.wait_for(lambda: not world.owned("orphan"), otherwise=lambda: world.owned("orphan"))
+    created = corpus("unseen")
+    world.create(created)
+    world.edit(edited, podTemplate=None)
+    world.start_operator()
+    for obj in (created, edited):
+        world.wait(obj, "Complete")
+    assert world.owned("orphan") == []
+
+
+def test_r18_a_paused_object_is_left_alone(world: World) -> None:
+    obj = corpus("paused")
+    obj["metadata"]["annotations"] = {PAUSE: "disabled"}
+    world.create(obj)
+    seen = corpus("beside")  # when it is done, the operator has had the time
+    world.create(seen)
+    world.wait(seen, "Complete")
+    assert world.owned("paused") == ["Corpus/paused"]
+    assert "status" not in (world.get(obj) or {})
+    world.patch(obj, {"metadata": {"annotations": {PAUSE: None}}})
+    world.wait(obj, "Complete")
+
+
+ALLOWED: dict[str, Any] = {
+    "activeDeadlineSeconds": 3600,
+    "ttlSecondsAfterFinished": 3600,
+    "backoffLimit": 5,
+    "cleanupPolicy": "Retain",
+    "podTemplate": {"labels": {"team": "a"}},
+    "suspend": True,
+}
+REFUSED: dict[str, Any] = {
+    "uri": "s3://elsewhere/docs/*",
+    "format": "parquet",
+    "storage": {"uri": "s3://elsewhere/out"},
+    "split": {"train": 0.5, "heldOut": 0.5},
+    "documentsPerShard": 7,
+    "managedBy": "example.com/other",
+    "queueName": "another",
+}
+
+
+@pytest.fixture(scope="module")
+def started(world: World) -> Any:
+    """An object that has started, and cannot go on."""
+    obj = corpus("started", **STUCK)
+    world.create(obj)
+    world.wait(obj, "Blocked")
+    return obj
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_f12_an_edit_is_refused(world: World, started: Any, field: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        world.edit(started, **{field: REFUSED[field]})
+    assert refused.value.status == 422
+    said = refused.value.message
+    assert f"spec.{field} " in said
+    said = said[said.index(f"spec.{field} ") :].split(", ")[0]
+    lifecycle.check_documented("refusals", {"case": f"spec.{field}", "message": said}, [f"spec.{f}" for f in REFUSED])
+
+
+@pytest.mark.parametrize("field", ALLOWED)
+def test_f12_an_edit_is_allowed(world: World, started: Any, field: str) -> None:
+    changed = world.edit(started, **{field: ALLOWED[field]})
+    assert changed["spec"][field] == ALLOWED[field]
+
+
+def test_f12_scaling_while_it_runs(world: World) -> None:
+    """``kubectl scale`` changes a running synthesis and loses nothing."""
+    source = corpus("many-more", documents="many", documentsPerShard=1)
+    world.create(source)
+    total = world.wait(source, "Complete")["status"]["counts"]["shards"]
+    obj = synthesis("scaled", "many-more")
+    world.create(obj)
+    operators.wait_for(lambda: [p for p in world.pods("scaled") if p["status"]["phase"] == "Running"])
+    world.kubectl("scale", "synthesisjob/scaled", "--replicas=2")
+    world.wait(obj, "Complete", seconds=180)
+    workers = [p for p in world.pods("scaled") if p["metadata"]["labels"]["instructpt.dev/task"] == "work"]
+    assert len(workers) == 2
+    assert len([key for key in world.keys("scaled/") if "/commits/" in key]) == total
+
+
+@pytest.fixture
+def gpu(world: World) -> Iterator[None]:
+    """The node says that it has one GPU; nothing of it is used but the count."""
+
+    def capacity(operation: str, **value: Any) -> None:
+        path = f"/status/capacity/{GPU.replace('/', '~1')}"
+        patch = json.dumps([{"op": operation, "path": path, **value}])
+        world.layout.kubectl("patch", "node", NODE, "--subresource=status", "--type=json", "-p", patch)
+
+    def allocatable() -> str:
+        node = json.loads(world.layout.kubectl("get", "node", NODE, "-o", "json"))
+        return node["status"]["allocatable"].get(GPU, "0")
+
+    capacity("add", value="1")
+    operators.wait_for(lambda: allocatable() == "1", otherwise=allocatable)
+    yield
+    capacity("remove")
