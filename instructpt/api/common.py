@@ -241,6 +241,15 @@ class CommonStatus(ApiModel):
         ),
     ] = ()
     output: Annotated[OutputStatus | None, Field(default=None, description="The produced set.")] = None
+    code_version: Annotated[
+        str | None,
+        Field(
+            default=None,
+            max_length=63,
+            description="Version that its stages are of; fixed when it started, so that "
+            "an upgrade of the operator repeats nothing.",
+        ),
+    ] = None
     settings: Annotated[
         str | None,
         Field(default=None, max_length=16, description="Hash of the operator's settings that this was judged with."),

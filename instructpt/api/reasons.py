@@ -17,7 +17,6 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
-    PAUSED = "Paused"
     STOPPED = "Stopped"
     INPUT_NOT_READY = "InputNotReady"
     QUEUED = "Queued"
@@ -55,8 +54,6 @@ MEANING: dict[Reason, str] = {
     "message names in a new object",
     Reason.SUSPENDED: "spec.suspend is true; committed work is kept: set it to false to go on",
     Reason.RESUMED: "spec.suspend was set to false again; work goes on from what is committed",
-    Reason.PAUSED: "the annotation instructpt.dev/reconcile is disabled, so the operator changes nothing; remove it to "
-    "go on",
     Reason.STOPPED: "the run was stopped or its process is gone; the same command goes on",
     Reason.INPUT_NOT_READY: "an object that is named by a ref does not exist, or has not finished; create it, or wait",
     Reason.QUEUED: "the workers wait for their queue to admit them; see the Workload of the child that the message "

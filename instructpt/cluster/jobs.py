@@ -53,7 +53,7 @@ def _workers(task: Task, ctx: RenderContext) -> dict[str, Any]:
     or the namespace; a drain or a preemption is told by DisruptionTarget and replaced. Kubernetes keeps a failed pod's
     finalizer until its replacement exists, and a namespace that is being deleted gets none: it would never end.
     """
-    spec: dict[str, Any] = {
+    return {
         "completionMode": "Indexed",
         "completions": task.replicas,
         "parallelism": task.replicas,
@@ -67,9 +67,6 @@ def _workers(task: Task, ctx: RenderContext) -> dict[str, Any]:
             ]
         },
     }
-    if ctx.policy.managed_by:
-        spec["managedBy"] = ctx.policy.managed_by
-    return spec
 
 
 def _finalize() -> dict[str, Any]:

@@ -32,6 +32,8 @@ ANNOTATION_KEY = f"{GROUP}/stage-key"
 """On compute children: the stage key that they work for."""
 ANNOTATION_TEMPLATE = f"{GROUP}/template-hash"
 """On compute children: hash of the podTemplate and images they were made with. Those may be corrected at any time."""
+ANNOTATION_CODE_VERSION = f"{GROUP}/code-version"
+"""On the objects that a pipeline creates: the version that its own stages are of, so that theirs agree."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 

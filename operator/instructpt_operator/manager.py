@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -87,7 +88,8 @@ class Manager:
         self._stopping.set()
         for queue in self.queues.values():
             queue.shutdown()
-        done = all([pool.stop(timeout_seconds) for pool in self.pools.values()])
+        deadline = time.monotonic() + timeout_seconds
+        done = all([pool.stop(max(0.0, deadline - time.monotonic())) for pool in self.pools.values()])
         self.caches.stop()
         return done
 

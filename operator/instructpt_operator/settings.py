@@ -126,11 +126,6 @@ class Settings(_Part):
     lease: Annotated[LeaseSettings, Field(description="Leader election.")] = LeaseSettings()
     images: Annotated[ImageSettings, Field(description="Images of the workers.")] = ImageSettings()
     launcher: Annotated[str, Field(min_length=1, description="What runs a training on several nodes.")] = "pytorchjob"
-    launcher_init_image: Annotated[
-        Image | None,
-        BeforeValidator(lambda value: value or None),
-        Field(description="Image of the launcher's helpers."),
-    ] = None
     resync_seconds: Annotated[float, Field(ge=1, description="Every object is looked at so often at least.")] = 600.0
     metrics: Annotated[PortSettings, Field(description="Prometheus metrics.")] = PortSettings(port=8080)
     health: Annotated[PortSettings, Field(description="Liveness and readiness.")] = PortSettings(port=8081)

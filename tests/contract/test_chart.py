@@ -304,7 +304,7 @@ def test_operator_reads_the_settings_of_the_chart(render: Render, values: Path, 
     path.write_text(yaml.safe_dump(found))
     read = load_settings(path, {}).model_dump(mode="json", by_alias=True)
     read["images"]["operator"].pop("cuda")
-    assert read == {"launcherInitImage": None, **found}  # each setting comes from the chart, and each value arrives
+    assert read == found  # each setting comes from the chart, and each value arrives
 
 
 def test_default_settings_of_chart_and_operator_are_the_same(render: Render, tmp_path: Path) -> None:

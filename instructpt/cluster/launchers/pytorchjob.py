@@ -66,7 +66,6 @@ class PyTorchJob:
                     clean_pod_policy="Running",
                     backoff_limit=0,
                     suspend=False,
-                    managed_by=ctx.policy.managed_by,
                     scheduling_policy=_scheduling(models, task, ctx),
                 ),
             ),

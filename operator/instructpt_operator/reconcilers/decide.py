@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from instructpt.api.base import Condition
 from instructpt.api.reasons import Reason
 from instructpt.api.v1alpha1 import InstructionPretraining
-from instructpt.plan.conditions import merge_conditions
+from instructpt.plan.conditions import has_ended, merge_conditions
 from instructpt.plan.naming import ANNOTATION_RECONCILE, MANAGED_BY_VALUE
 from instructpt_operator.actions import Event, Object, Outcome
 from instructpt_operator.observed import Observed
@@ -36,7 +36,8 @@ def decide(raw: Object, observed: Observed, now: datetime, config: Config) -> Ou
         resource = parse(raw)
     except ValidationError as error:
         return _refused(raw, error, now)
-    if resource.spec.cleanup_policy == "Delete":
+    ended = resource.status is not None and has_ended(resource.status.conditions)
+    if resource.spec.cleanup_policy == "Delete" and not ended:
         return _blocked(raw, "spec.cleanupPolicy='Delete' is not available yet; use Retain and remove the outputs", now)
     if isinstance(resource, InstructionPretraining):
         return reconcile_pipeline(resource, observed, now, config)

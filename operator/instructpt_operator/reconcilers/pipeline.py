@@ -12,7 +12,7 @@ from instructpt.cluster.render import render_child
 from instructpt.errors import ConfigError, PlanError
 from instructpt.plan.display import of_total
 from instructpt.plan.model import Plan
-from instructpt.plan.naming import child_name
+from instructpt.plan.naming import ANNOTATION_CODE_VERSION, child_name
 from instructpt.plan.pipeline import STEP_SYNTHESIS, STEP_SYNTHESIZER, PlannedChild, children
 from instructpt.plan.planner import AnyResource
 from instructpt.plan.refs import is_true
@@ -95,6 +95,7 @@ def _go_on(
 
 def _create(visit: Visit, child: PlannedChild) -> None:
     obj = render_child(child, visit.context)
+    obj["metadata"]["annotations"] = {ANNOTATION_CODE_VERSION: visit.code_version}
     known = visit.resource.status.child_refs if visit.resource.status else ()
     if any(r.kind == child.object.kind and r.name == child.object.metadata.name for r in known):
         visit.actions.append(ConfirmAbsent(ref=Ref.of(obj)))  # it was there before: is it really gone?

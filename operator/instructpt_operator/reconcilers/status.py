@@ -32,6 +32,7 @@ def write_status(visit: Visit, plan: Plan | None, observation: Observation) -> O
     wire["stages"] = [s.to_wire() for s in visit.memory.values()]
     wire["inputs"] = [i.to_wire() for i in visit.inputs]
     wire["childRefs"] = [r.to_wire() for r in child_refs(visit)]
+    wire["codeVersion"] = visit.code_version
     if visit.config.settings:
         wire["settings"] = visit.config.settings
     if visit.start_time is not None:
@@ -42,7 +43,7 @@ def write_status(visit: Visit, plan: Plan | None, observation: Observation) -> O
     wire |= _of_kind(resource.kind, visit, plan, observation, wire)
     wire["display"] = display(resource.kind, wire, resource.spec.to_wire())
     _announce(visit, conditions)
-    return visit.outcome(wire)
+    return visit.outcome(wire, urgent=False)  # what is more than progress is written at once all the same
 
 
 def child_refs(visit: Visit) -> list[ObjectRef]:
@@ -90,7 +91,7 @@ def _of_kind(
         labels = {LABEL_KIND: kind, LABEL_NAME: visit.resource.metadata.name, LABEL_TASK: TASK_WORK}
         return {"selector": ",".join(f"{name}={value}" for name, value in labels.items())}
     if kind == "TrainingJob":
-        return _training(visit, plan, observation, wire)
+        return {"launcher": visit.config.launcher, **_training(visit, plan, observation, wire)}
     if kind in ("EvaluationJob", "InstructionPretraining"):
         gate = wire.get("scores", {}).get("gate")
         wanted = visit.resource.spec if kind == "EvaluationJob" else getattr(visit.resource.spec, "evaluation", None)

@@ -14,6 +14,7 @@ from instructpt.cluster.context import Owner, RenderContext
 from instructpt.cluster.meta import step_label
 from instructpt.plan.conditions import has_ended
 from instructpt.plan.model import Plan, Stage
+from instructpt.plan.naming import ANNOTATION_CODE_VERSION
 from instructpt.plan.planner import AnyResource, plan_resource
 from instructpt.plan.refs import as_resolved
 from instructpt_operator.actions import Action, Event, Object, Outcome
@@ -64,6 +65,12 @@ class Visit:
         return self.resource.metadata.uid or ""
 
     @property
+    def code_version(self) -> str:
+        """Version that its stages are of: fixed on the first visit, and for children by their pipeline."""
+        known = self.resource.status.code_version if self.resource.status else None
+        return known or self.resource.metadata.annotations.get(ANNOTATION_CODE_VERSION) or self.config.code_version
+
+    @property
     def context(self) -> RenderContext:
         """What rendering needs."""
         meta = self.resource.metadata
@@ -92,7 +99,7 @@ class Visit:
         """
         results = {s.key: s.result for s in self.memory.values() if s.result is not None}
         return plan_resource(
-            self.resource, {**results, **(more or {})}, code_version=self.config.code_version,
+            self.resource, {**results, **(more or {})}, code_version=self.code_version,
             refs={(i.kind, i.name): as_resolved(i) for i in self.inputs},
         )  # fmt: skip
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import operators
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import Cluster, Ends, Key, Runs, Script, Stuck
 
-import operators
+from instructpt.api.version import VERSION
 from instructpt.plan.naming import TASK_FINALIZE, TASK_WORK
 
 PULL = Stuck("ImagePullBackOff", 'Back-off pulling image "nowhere/x"')
@@ -61,6 +63,19 @@ class TestEveryKind:
         del cluster.objects[key]["metadata"]["annotations"]
         cluster.settle()
         assert cluster.is_true(key, "Complete")
+
+    def test_an_upgrade_of_the_operator_repeats_nothing(self, obj: dict[str, Any]) -> None:
+        cluster, key = start(obj, lambda step, *_: Ends() if step in ("corpus", "train-tokenizer") else Runs())
+        cluster.settle(rounds=20)
+        before = dict(cluster.created)
+        cluster.config = replace(cluster.config, code_version="9.9.9")
+        cluster.settle(rounds=5)
+        assert dict(cluster.created) == before
+        cluster.script = lambda *_: Ends()
+        cluster.settle()
+        assert cluster.is_true(key, "Complete")
+        assert all(count == 1 for count in cluster.created.values())
+        assert {cluster.status(k)["codeVersion"] for k in cluster.objects if k[0] in operators.OURS} == {VERSION}
 
     def test_another_controllers_object_is_left_alone(self, obj: dict[str, Any]) -> None:
         cluster, _ = start(obj, managedBy="example.com/other")

@@ -57,7 +57,7 @@ def test_r22_hash_is_of_the_values_and_of_nothing_else(tmp_path: Path) -> None:
 def test_file_and_environment_reach_every_level(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        "watchNamespaces: [a, b]\nlease: {name: one, durationSeconds: 30}\nlauncherInitImage: ''\n"
+        "watchNamespaces: [a, b]\nlease: {name: one, durationSeconds: 30}\n"
         "images: {synthesizer: {cuda: s/cuda:1}, trainer: {cpu: t/cpu:1}, pullPolicy: Never}\n",
     )
     environ = {
@@ -71,7 +71,6 @@ def test_file_and_environment_reach_every_level(tmp_path: Path) -> None:
     assert settings.watch_namespaces == ("c", "d")
     assert (settings.lease.name, settings.lease.enabled, settings.lease.duration_seconds) == ("two", False, 30)
     assert settings.qps == 50
-    assert settings.launcher_init_image is None
     images = settings.render_images()
     assert images.pull_policy == "Never"
     assert images.by_role == {
