@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -228,3 +229,8 @@ def age(obj: Mapping[str, Any]) -> float:
     """Seconds since an object was created."""
     created = datetime.fromisoformat(obj["metadata"]["creationTimestamp"].replace("Z", "+00:00"))
     return (datetime.now(UTC) - created).total_seconds()
+
+
+def size(obj: Mapping[str, Any]) -> int:
+    """Bytes of an object as JSON."""
+    return len(json.dumps(obj))

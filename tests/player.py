@@ -20,6 +20,8 @@ from instructpt_operator.runtime.client import ApiError, KubeClient, ResourceTyp
 PODS = ResourceType(api_version="v1", kind="Pod", plural="pods")
 CONFIG_MAPS = ResourceType(api_version="v1", kind="ConfigMap", plural="configmaps")
 PYTORCHJOBS = ResourceType(api_version="kubeflow.org/v1", kind="PyTorchJob", plural="pytorchjobs")
+MANAGED = f"{MANAGED_BY}={OPERATOR}"
+NOT_ENDED = "status.phase!=Succeeded,status.phase!=Failed"
 STOPPED = 75
 UNSCHEDULABLE = "Unschedulable"
 LONG_AGO = "2020-01-01T00:00:00Z"
@@ -100,7 +102,7 @@ class Player:
             try:
                 for job in self._trainings():
                     self._train(job)
-                for pod in self.client.list(PODS, self.namespace, label_selector=f"{MANAGED_BY}={OPERATOR}"):
+                for pod in self.client.list(PODS, self.namespace, label_selector=MANAGED, field_selector=NOT_ENDED):
                     self._play(pod)
             except ApiError as error:
                 if error.status not in (0, 404, 409, 429, 500, 503):
@@ -117,8 +119,6 @@ class Player:
     def _play(self, pod: dict[str, Any]) -> None:
         meta = pod["metadata"]
         labels, uid = meta["labels"], meta["uid"]
-        if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
-            return
         if "deletionTimestamp" in meta:  # a worker that is asked to stop leaves with this
             self._end(pod, End(STOPPED))
             return

@@ -100,12 +100,13 @@ def audited_writes(layout: Layout, user: str | None = None) -> Iterator[dict[str
     with layout.audit_log.open() as lines:
         for line in lines:
             event = json.loads(line)
-            if user not in (None, event["user"]["username"]):
+            name = event["user"].get("username", "")
+            if user not in (None, name):
                 continue
             target = event.get("objectRef", {})
             yield {
                 "verb": event["verb"],
-                "user": event["user"]["username"],
+                "user": name,
                 "resource": "/".join(filter(None, (target.get("resource"), target.get("subresource")))),
                 "namespace": target.get("namespace", ""),
                 "name": target.get("name", ""),

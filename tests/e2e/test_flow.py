@@ -10,6 +10,8 @@ from __future__ import annotations
 import collections
 import io
 import json
+import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import binaries, images, s3
+from cluster import binaries, controlplane, images, s3
 from cluster.layout import S3_ENDPOINT, Layout, run
 
 from instructpt.api.base import Access
@@ -219,6 +221,11 @@ def test_09_complete(flow: Flow) -> None:
     print(flow.kubectl("get", "ipt,corp,syn,trn,evl"))
     start = flow.marks["apply"]
     print("\n".join(f"{seconds - start:7.1f} s  {what}" for what, seconds in flow.marks.items()))
+    user = f"system:serviceaccount:{SYSTEM}:{OPERATOR}"
+    audited = controlplane.audited_writes(flow.layout, user)
+    writes = collections.Counter(f"{w['verb']} {w['resource']}" for w in audited if w["namespace"] == LAB)
+    print(f"API writes of the operator: {sum(writes.values())}, {dict(writes)}")
+    print("\n".join(_usage()))
 
 
 def test_10_every_document_has_one_verdict(flow: Flow) -> None:
@@ -298,6 +305,22 @@ def _remove_leftovers(layout: Layout) -> None:
         shutil.rmtree(layout.s3_data / bucket, ignore_errors=True)
         # What the server knows of the objects lies beside them; it would go on knowing.
         shutil.rmtree(layout.root / "versitygw" / bucket, ignore_errors=True)
+
+
+def _usage() -> Iterator[str]:
+    """Memory and CPU time of each process of the operator."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            status = (folder / "status").read_text()
+            times = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if any(part.endswith(b"/instructpt-operator") for part in command[:2]):
+            resident = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) // 1024  # type: ignore[index]
+            seconds = (int(times[11]) + int(times[12])) / ticks
+            yield f"operator process: {resident} MiB resident, {seconds:.1f} s of CPU"
 
 
 def _values(refs: dict[str, str]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _training(visit: Visit, plan: Plan | None, observation: Observation, wire: d
     out: dict[str, Any] = {n: getattr(status, n, None) for n in ("step", "steps", "loss", "checkpoint")}
     stage = next((s for s in plan.stages if s.kind == "train"), None) if plan is not None else None
     seen = observation.stages.get(stage.step) if stage is not None else None
-    if seen is not None and seen.figures is not None:
+    if seen is not None and seen.figures is not None and seen.figures.get("total"):
         gauges = seen.figures.get("gauges", {})
         out["step"], out["steps"] = seen.figures.get("done"), seen.figures.get("total")
         out["loss"] = gauges.get("loss", out["loss"])

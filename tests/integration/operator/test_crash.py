@@ -138,7 +138,7 @@ def first_training_fails(labels: Mapping[str, str], number: int) -> Ends:
     ("obj", "script", "least"),
     [
         (operators.synthesis("syn", parallelism=1), all_well, 16),
-        (operators.training("trn", nodes=1), first_training_fails, 30),
+        (operators.training("trn", nodes=1, tokenizer={"from": "s3://lab/model"}), first_training_fails, 30),
     ],
     ids=["SynthesisJob", "TrainingJob"],
 )

@@ -13,6 +13,7 @@ from player import PODS, UNSCHEDULABLE, End, Stuck, attempt_of
 
 from instructpt.plan.naming import LABEL_NAME, LABEL_STEP, LABEL_TASK, TASK_FINALIZE, TASK_WORK
 from instructpt_operator.runtime.client import KubeClient
+from instructpt_operator.types import JOBS
 
 pytestmark = pytest.mark.cluster
 
@@ -35,7 +36,6 @@ def stage_of(obj: Mapping[str, Any], step: str) -> dict[str, Any]:
 
 SYNTHESES: dict[str, tuple[End, ...]] = {
     "disrupted": (End(137, disrupted=True), End(137, disrupted=True)),
-    "stopped": (End(75), End(75)),
     "oom-once": (End(137, reason="OOMKilled"),),
     "killed-once": (End(143),),
     "cannot-work": (End(42, failure("EngineError", "the engine does not start")),),
@@ -66,7 +66,27 @@ def test_f8_pods_of_a_job_that_are_taken_away_cost_nothing(
     assert all(len(uids) == 1 for uids in recorded.created(namespace).values())
 
 
-def test_f8_deleted_pod_of_a_job_is_made_again_by_it(
+def test_f8_stopped_workers_come_back_with_the_next_attempt_and_spend_no_budget(
+    live: Live, kube: KubeClient, namespace: str, recorded: History
+) -> None:
+    """All workers of an attempt leave when told to: the ledger lacks their part, and nobody is to blame."""
+
+    def script(labels: Mapping[str, str], number: int) -> End:
+        if attempt_of(labels) > 1 or labels[LABEL_STEP] != "synthesis":
+            return End()
+        return End(75) if labels[LABEL_TASK] == TASK_WORK else End(message=LOST)
+
+    live(script)
+    obj = operators.synthesis("syn", backoffLimit=0)
+    operators.create(kube, namespace, obj)
+    done = operators.wait_condition(kube, namespace, obj, "Complete")
+    stage = stage_of(done, "synthesis")
+    assert (stage["attempt"], stage.get("failures", 0), done["status"]["restarts"]) == (2, 0, 1)
+    assert recorded.attempts(namespace, "synthesis") == [1, 2]
+    recorded.check_one_attempt_at_a_time(namespace)
+
+
+def test_f8_deleted_pod_of_a_job_is_made_up_for_by_its_peers(
     live: Live, kube: KubeClient, namespace: str, recorded: History
 ) -> None:
     _, player = live(lambda labels, number: End(wait=is_work(labels)))
@@ -75,9 +95,10 @@ def test_f8_deleted_pod_of_a_job_is_made_again_by_it(
     operators.wait_condition(kube, namespace, obj, "Running")
     pod = kube.list(PODS, namespace)[0]
     kube.delete(PODS, namespace, pod["metadata"]["name"])
-    operators.wait_for(lambda: player.played[namespace, "syn", "synthesis", TASK_WORK] == 3)
+    operators.wait_for(lambda: _failed_indexes(kube, namespace, "syn-synthesis-1"))
     player.release("synthesis")
     done = operators.wait_condition(kube, namespace, obj, "Complete")
+    assert player.played[namespace, "syn", "synthesis", TASK_WORK] == 2
     assert (done["status"]["attempt"], done["status"]["restarts"]) == (1, 0)
     assert recorded.attempts(namespace, "synthesis") == [1]
 
@@ -91,8 +112,8 @@ def test_f8_gang_that_loses_a_pod_starts_again_and_spends_no_budget(
         if not is_work(labels) or attempt_of(labels) > 1:
             return End()
         if labels[LABEL_NAME] == "preempted":
-            return End(137, disrupted=True) if number == 1 else End(1, failure("NCCL", "peer lost"))
-        return End(1, failure("NCCL", "peer lost"), wait=True)
+            return End(137, disrupted=True) if number == 1 else End(1, failure("PeerLostError", "a peer is gone"))
+        return End(1, failure("PeerLostError", "a peer is gone"), wait=True)
 
     _, player = live(script)
     taken, preempted = (operators.training(name, backoffLimit=0) for name in ("taken", "preempted"))
@@ -112,6 +133,11 @@ def test_f8_gang_that_loses_a_pod_starts_again_and_spends_no_budget(
         assert done["status"]["restarts"] == 1
     assert sorted(recorded.attempts(namespace, "train", "PyTorchJob")) == [1, 1, 2, 2]
     recorded.check_one_attempt_at_a_time(namespace)
+
+
+def _failed_indexes(kube: KubeClient, namespace: str, job: str) -> str:
+    found: str = kube.get(JOBS, namespace, job).get("status", {}).get("failedIndexes", "")
+    return found
 
 
 def _running(kube: KubeClient, namespace: str, name: str) -> dict[str, Any] | None:

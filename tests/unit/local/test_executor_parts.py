@@ -14,8 +14,8 @@ from instructpt.cli.results import mark_pairs
 from instructpt.errors import EnvironmentNotReadyError
 from instructpt.local.changes import has_changed, inputs_of
 from instructpt.local.executor import describe_exit
-from instructpt.plan.progress import merge_progress
 from instructpt.local.folder import RunFolder, StageState, storage_locked, write_atomically
+from instructpt.plan.progress import merge_progress
 from instructpt.storage import open_store
 
 FIGURES = {
