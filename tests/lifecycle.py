@@ -164,10 +164,11 @@ class Watcher(threading.Thread):
         mark = self.marks[case.name]
         if mark.knew is None and case.knows(seen):
             mark.knew = now
-        for condition in seen.object.get("status", {}).get("conditions", ()):
-            said = f"{condition['type']}={condition['status']} {condition['reason']}"
-            if condition["status"] == "True" and (not mark.history or mark.history[-1] != said):
-                mark.history.append(said)
+        conditions = seen.object.get("status", {}).get("conditions", ())
+        true = " ".join(f"{c['type']}/{c['reason']}" for c in conditions if c["status"] == "True")
+        if true and (not mark.history or mark.history[-1] != true):
+            mark.history.append(true)
+        for condition in conditions:
             says = condition["status"] == "True" and (condition["type"], condition["reason"]) == case.shows
             if says and mark.shown is None:
                 mark.shown, mark.condition = now, condition
@@ -177,7 +178,7 @@ def normalised(text: str, case: Case, namespace: str, endpoint: str) -> str:
     """A message without what differs from run to run: pods, addresses, the namespace."""
     name = re.escape(case.object["metadata"]["name"])
     text = text.replace(endpoint, "<endpoint>").replace(namespace, "<namespace>")
-    text = re.sub(rf"\b{name}-[a-z]+(-finalize)?-\d+(-\d+)?-[a-z0-9]{{5}}\b", "<pod>", text)
+    text = re.sub(rf"\b{name}-[a-z]+(-finalize)?-\d+(-\d+)?-([a-z0-9]{{5}}\b)?", "<pod>", text)
     text = re.sub(r"\b\d+\.\d+\.\d+\.\d+(:\d+)?(->)?", "<address>", text)
     text = re.sub(r"(<address>)+", "<address>", text)
     return re.sub(r"\b\d+/\d+ nodes are available: .*?(?=; add nodes)", "0/<n> nodes are available: ...", text)

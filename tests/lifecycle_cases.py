@@ -15,7 +15,8 @@ from lifecycle_world import DOCUMENTS
 
 from instructpt.api.reasons import Reason
 
-NOWHERE = "registry.invalid/instructpt:none"
+NOWHERE = "127.0.0.1:1/instructpt:none"
+"""An image of a registry that does not answer."""
 
 
 def access(secret: str = "s3") -> Object:
@@ -131,11 +132,11 @@ def _blocked() -> Iterator[Case]:
     )  # fmt: skip
     obj = corpus("taken")
     yield Case(
-        name="name collision", object=obj, before=(foreign_job("taken-inspect-1"),),
+        name="name collision", object=obj, before=(foreign_job("taken-corpus-1"),),
         why="A Job that somebody else made has the name of one of ours. It is neither adopted nor deleted.",
         do="Delete or rename it, or give this object another name.",
         shows=("Blocked", Reason.NAME_CONFLICT), says="delete or rename it",
-        fix=lambda world: world.kubectl("delete", "job", "taken-inspect-1"),
+        fix=lambda world: world.kubectl("delete", "job", "taken-corpus-1"),
     )  # fmt: skip
     yield Case(
         name="input that does not exist", object=synthesis("too-early", "later-corpus"),

@@ -67,6 +67,9 @@ class World:
     def edit(self, obj: Object, **spec: Any) -> Object:
         return self.patch(obj, {"spec": spec})
 
+    def delete(self, obj: Object, namespace: int = 0) -> None:
+        self.kubectl("delete", obj["kind"], obj["metadata"]["name"], "--timeout=30s", namespace=namespace)
+
     def wait(self, obj: Object, condition: str, seconds: float = 90.0, namespace: int = 0) -> Object:
         space = self.namespaces[namespace]
         return operators.wait_condition(self.client, space, obj, condition, seconds=seconds)

@@ -98,7 +98,9 @@ class VllmEngine(BaseEngine):
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
-            seed=request.seed if request.temperature > 0 else None,
+            # vLLM 0.32 rewinds the generator of a request whose prompt it computes in chunks, which a generator on a
+            # CPU cannot do: the core dies. There the engine's own generator draws.
+            seed=request.seed if request.temperature > 0 and not _is_on_cpu() else None,
             stop_token_ids=list(request.stop_ids),
             # Ends at the profile's EOS alone, as the other engines do, whatever the model's own settings say.
             ignore_eos=True,
@@ -152,9 +154,8 @@ def create(settings: EngineSettings) -> VllmEngine:
     given = dict(settings.spec.args)
     check_args(given, {field.name for field in dataclasses.fields(vllm.AsyncEngineArgs)})
     check_context(settings.model, settings.sampling.context_window)
-    platforms = require("vllm.platforms", needed_by="engine vllm", command=INSTALL)
     defaults: dict[str, Any] = {"disable_log_stats": True}
-    if platforms.current_platform.is_cpu():
+    if _is_on_cpu():
         defaults["enforce_eager"] = True
     args = {
         **defaults,
@@ -170,6 +171,11 @@ def create(settings: EngineSettings) -> VllmEngine:
         context_window=settings.sampling.context_window,
         concurrency=settings.spec.concurrency,
     )
+
+
+def _is_on_cpu() -> bool:
+    platforms = require("vllm.platforms", needed_by="engine vllm", command=INSTALL)
+    return bool(platforms.current_platform.is_cpu())
 
 
 def check_args(given: Mapping[str, Any], known: set[str]) -> None:

@@ -53,8 +53,11 @@ def suspended(visit: Visit, plan: Plan | None, *, busy: bool = False) -> Outcome
         busy: Whether children of our kinds still stop.
     """
     left = compute_children(visit)
-    visit.actions += [Delete(ref=Ref.of(c)) for c in left if not _is_leaving(c)]
     visit.start_time = None
+    if plan is not None and _remember_attempts(visit, plan):
+        visit.wake_in(0.1)  # first the status knows of them, then they go: no attempt's name is ever used twice
+    else:
+        visit.actions += [Delete(ref=Ref.of(c)) for c in left if not _is_leaving(c)]
     if left:
         visit.wake_in(visit.config.start_seconds)
     for record in list(visit.memory.values()):
@@ -64,6 +67,18 @@ def suspended(visit: Visit, plan: Plan | None, *, busy: bool = False) -> Outcome
     if not is_true(visit.resource, "Suspended"):
         visit.say(Reason.SUSPENDED, "stopping the workers; committed work is kept")
     return write_status(visit, plan, Observation(stages={}, active=bool(left) or busy))
+
+
+def _remember_attempts(visit: Visit, plan: Plan) -> bool:
+    """Count attempts whose children are there, but whose status was never written; True where there were any."""
+    found = False
+    for stage in plan.stages:
+        labels = [c["metadata"].get("labels", {}) for c in visit.children_of(stage, LABEL_STEP)]
+        attempt = max((int(each.get(LABEL_ATTEMPT, 0)) for each in labels), default=0)
+        if stage.key is not None and attempt > (record := visit.record(stage)).attempt:
+            visit.remember(record, attempt=attempt)
+            found = True
+    return found
 
 
 def deadline(visit: Visit) -> Problem | None:

@@ -306,7 +306,7 @@ def test_f11_crd_removed_and_added_again_while_the_operator_runs(
         # The others are served all the while.
         corpus = operators.corpus("raw")
         operators.create(kube, namespace, corpus)
-        player.release("inspect")
+        player.release("corpus")
         operators.wait_condition(kube, namespace, corpus, "Complete")
     finally:
         pytorchjobs.apply_crds()
