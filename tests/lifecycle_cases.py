@@ -8,7 +8,7 @@ from typing import Any
 
 import operators
 from cluster import s3
-from cluster.base_image import BASE
+from cluster.base_image import NSLOOKUP
 from cluster.layout import S3_ENDPOINT, Layout
 from lifecycle import Case, Object
 from lifecycle_world import DOCUMENTS
@@ -41,7 +41,7 @@ def secret(name: str, **data: str) -> Object:
 
 
 def foreign_job(name: str) -> Object:
-    container = {"name": "main", "image": BASE, "imagePullPolicy": "Never", "command": ["true"]}
+    container = {"name": "main", "image": NSLOOKUP, "imagePullPolicy": "Never", "command": ["true"]}
     template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
     metadata = {"name": name}
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template}}
@@ -207,7 +207,7 @@ def _failing() -> Iterator[Case]:
         knows=lambda seen: seen.job_failed("finalize"),
     )  # fmt: skip
     yield Case(
-        name="image without instructpt", object=corpus("bare-image", podTemplate={"image": BASE}),
+        name="image without instructpt", object=corpus("bare-image", podTemplate={"image": NSLOOKUP}),
         why="`podTemplate.image` starts, but does not have the program.",
         do="Build it from the project's image. Correct `podTemplate`: it holds from the next attempt on.",
         shows=("Running", Reason.WORKER_FAILED), says="the container did not start", knows=lambda seen: seen.ended(),
@@ -226,7 +226,7 @@ def _failing() -> Iterator[Case]:
         why="`activeDeadlineSeconds` have passed since the first worker was created, or since the last resume.",
         do=f"Raise it. {IN_NEW_OBJECT}",
         shows=("Failed", Reason.DEADLINE), says="raise it in a new object",
-        knows=lambda seen: _age(seen.object["status"].get("startTime")) >= 5,
+        knows=lambda seen: _age(seen.object.get("status", {}).get("startTime")) >= 5,
     )  # fmt: skip
 
 

@@ -234,3 +234,8 @@ def age(obj: Mapping[str, Any]) -> float:
 def size(obj: Mapping[str, Any]) -> int:
     """Bytes of an object as JSON."""
     return len(json.dumps(obj))
+
+
+def settings_hash(config: Path) -> str:
+    """Of the settings in a file."""
+    return load_settings(config, {}).hash

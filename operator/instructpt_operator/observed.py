@@ -46,11 +46,13 @@ class PodFacts:
     """What the last look at a child's pods showed; absent from ``Observed.pods`` if nobody looked.
 
     Attributes:
+        listed: Pods that exist, whatever their state; ``None`` where that was not counted.
         running: Pods whose worker runs.
         recreated: Pods that were created again after a peer of theirs ran already: the first one was taken away.
         figures: Merged ``/progress`` of the pods that answered, if any.
     """
 
+    listed: int | None = None
     running: int = 0
     problems: tuple[PodProblem, ...] = ()
     ends: tuple[PodEnd, ...] = ()

@@ -30,6 +30,7 @@ def pod_facts(
     if not problems and not any(is_running(p) for p in living):
         problems = [p for e in events if (p := _event_problem(e)) is not None]
     return PodFacts(
+        listed=len(pods),
         running=sum(is_running(p) for p in living),
         problems=tuple(problems),
         ends=tuple(end for p in pods if (end := end_of(p)) is not None),

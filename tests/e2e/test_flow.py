@@ -195,12 +195,21 @@ def test_07_the_operator_is_killed_a_second_time(flow: Flow) -> None:
     name = f"{NAME}-train-instruct"
 
     def resumed() -> bool:
-        logs = flow.kubectl("logs", "--tail=-1", "-l", f"instructpt.dev/name={name},instructpt.dev/attempt=2")
-        return "resuming after step" in logs
+        master = "training.kubeflow.org/replica-type=master"
+        try:
+            logs = flow.kubectl(
+                "logs", "--tail=-1", "-l", f"instructpt.dev/name={name},instructpt.dev/attempt=2,{master}"
+            )
+        except RuntimeError:  # its container has not started
+            return False
+        found = re.search(r"resuming after step (\d+)", logs)
+        return found is not None and int(found[1]) > 0
 
     flow.wait("training resumes from its checkpoint", resumed, 240)
     status = flow.object("trn", name)["status"]
     assert status["restarts"] >= 1
+    stage = next(s for s in status["stages"] if s["step"] == "train")
+    assert stage["failures"] == 0, stage  # a pod that was taken away is nobody's fault
 
 
 def test_08_suspend_frees_the_pods_and_resume_goes_on(flow: Flow) -> None:

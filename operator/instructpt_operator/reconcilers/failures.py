@@ -34,8 +34,14 @@ class Failure:
     permanent: bool = False
 
 
-def judge_failure(state: WorkState, facts: PodFacts | None) -> Failure:
-    """Why a child failed, from what its pods left behind."""
+def judge_failure(state: WorkState, facts: PodFacts | None, *, expected: int = 0) -> Failure:
+    """Why a child failed, from what its pods left behind.
+
+    Args:
+        state: What the child says of itself.
+        facts: What its pods say, if anybody looked.
+        expected: Pods that must be there, of a launcher: one that is missing was taken away (protocols.md 7).
+    """
     ends = [e for e in (facts.ends if facts else ()) if e.exit_code != 0]
     wrong = next((e for e in ends if e.exit_code == EXIT_CONFIG), None)
     if wrong is not None:
@@ -43,6 +49,8 @@ def judge_failure(state: WorkState, facts: PodFacts | None) -> Failure:
     # A pod that lost its peer tells nothing of the cause, and one that was taken away is nobody's fault.
     causes = [e for e in ends if not _is_interrupted(e) and _error(e).get("type") != PEER_LOST]
     taken = [e.pod for e in ends if _is_interrupted(e)] + list(facts.recreated if facts else ())
+    if facts is not None and facts.listed is not None and facts.listed < expected:
+        taken.append(f"({expected - facts.listed} of {expected} gone)")
     if taken and not causes:
         message = f"interrupted from outside: pod {', '.join(dict.fromkeys(taken))}"
         return Failure(reason=Reason.DISRUPTED, message=message, counted=False)

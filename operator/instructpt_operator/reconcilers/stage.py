@@ -83,7 +83,7 @@ def _working(visit: Visit, stage: Stage, record: StageStatus, work: Object) -> S
         if facts is None:  # nobody has looked at its pods yet
             visit.wake_in(1.0)
             return _running(visit, stage, record)
-        failure = judge_failure(state, facts)
+        failure = judge_failure(state, facts, expected=stage.replicas if stage.kind == "train" else 0)
         if failure.permanent or stage.kind == "train":
             return _failed(visit, stage, record, failure)
         # Other workers may have done the failed one's part: the ledger knows.

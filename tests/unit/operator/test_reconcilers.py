@@ -12,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import Cluster, Ends, Key, Runs, Script, Stuck
 
+from instructpt.api.reasons import Reason
 from instructpt.api.version import VERSION
+from instructpt.cluster.launchers.base import WorkState
 from instructpt.plan.naming import TASK_FINALIZE, TASK_WORK
+from instructpt_operator.observed import PodEnd, PodFacts
+from instructpt_operator.reconcilers.failures import judge_failure
 
 PULL = Stuck("ImagePullBackOff", 'Back-off pulling image "nowhere/x"')
 
@@ -189,6 +193,17 @@ def test_an_interruption_is_not_counted(end: Ends) -> None:
     stage = next(s for s in cluster.status(key)["stages"] if s["step"] == "train")
     assert (stage["attempt"], stage["failures"]) == (6, 0)
     assert cluster.status(key)["restarts"] == 5
+
+
+def test_a_training_pod_that_is_missing_was_taken_away() -> None:
+    state = WorkState(phase="Failed", reason="PyTorchJobFailed", message="1 Worker replica(s) failed.")
+    peer = PodEnd(
+        pod="t-train-1-master-0", exit_code=1, message={"error": {"type": "PeerLostError", "message": "gone"}}
+    )
+    for ends in ((), (peer,)):
+        failure = judge_failure(state, PodFacts(listed=1, ends=ends), expected=2)
+        assert (failure.reason, failure.counted) == (Reason.DISRUPTED, False)
+    assert judge_failure(state, PodFacts(listed=2, ends=(peer,)), expected=2).counted
 
 
 def test_a_training_that_fails_is_started_again_as_a_whole() -> None:
