@@ -109,7 +109,7 @@ class PodLooker:
                 events += self._events(meta["namespace"], name)
             if labels.get(LABEL_TASK) == TASK_WORK:
                 figures = self._figures([p for p in pods if is_running(p)])
-        return pod_facts(pods, events, figures)
+        return pod_facts(pods, events, figures, is_sample=len(pods) >= self._sample)
 
     def _events(self, namespace: str, name: str) -> list[dict[str, Any]]:
         field = f"involvedObject.name={name},type=Warning"

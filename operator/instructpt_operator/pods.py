@@ -16,7 +16,11 @@ _TELLING_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox"
 
 
 def pod_facts(
-    pods: Sequence[Object], events: Iterable[Object] = (), figures: Mapping[str, Any] | None = None
+    pods: Sequence[Object],
+    events: Iterable[Object] = (),
+    figures: Mapping[str, Any] | None = None,
+    *,
+    is_sample: bool = False,
 ) -> PodFacts:
     """What the pods of one child tell.
 
@@ -24,13 +28,14 @@ def pod_facts(
         pods: As listed; those being deleted count neither as running nor as a problem.
         events: Events about the child and its pods, of pods that do not start without saying why.
         figures: Merged progress of those that answered.
+        is_sample: Whether there may be more pods than were listed.
     """
     living = [p for p in pods if "deletionTimestamp" not in p["metadata"]]
     problems = [p for pod in living if (p := problem_of(pod)) is not None]
     if not problems and not any(is_running(p) for p in living):
         problems = [p for e in events if (p := _event_problem(e)) is not None]
     return PodFacts(
-        listed=len(pods),
+        listed=None if is_sample else len(pods),
         running=sum(is_running(p) for p in living),
         problems=tuple(problems),
         ends=tuple(end for p in pods if (end := end_of(p)) is not None),

@@ -117,7 +117,7 @@ def _active(visit: Visit, stage: Stage, record: StageStatus, state: WorkState, f
     elif state.phase == "Suspended":
         message = f"step {stage.step} waits for admission by its queue"
         problem = Problem(type="Blocked", reason=Reason.QUEUED, message=message)
-    elif facts is not None and facts.running == 0 and any(e.exit_code != 0 for e in facts.ends):
+    elif facts is not None and facts.figures is None and _mostly_failed(facts):
         # The Job tries again by itself, with longer and longer waits: what is wrong is said before it gives up.
         failure = judge_failure(state, facts)
         reason, note = failure.reason, f"{failure.message}; it is tried again"
@@ -126,6 +126,11 @@ def _active(visit: Visit, stage: Stage, record: StageStatus, state: WorkState, f
     figures = facts.figures if facts is not None else None
     stage_seen = StageObservation(running=True, attempts=record.attempt, figures=figures, note=note, reason=reason)
     return Seen(stage=stage_seen, problem=problem)
+
+
+def _mostly_failed(facts: PodFacts) -> bool:
+    """Whether no more pods run than have failed: one that is tried again has not shown yet that it gets further."""
+    return facts.running <= sum(e.exit_code != 0 for e in facts.ends) > 0
 
 
 def _is_stuck(seen: Seen) -> bool:
