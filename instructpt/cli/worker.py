@@ -52,8 +52,10 @@ def run_worker(verb: str, path: Path, expected_hash: str) -> int:
     configure_logging(os.environ.get("INSTRUCTPT_LOG_LEVEL", "INFO"))
     _end_with_parent()
     ctx = _context()
+    kind = ""
     try:
         spec = read_runspec(verb, path, expected_hash)
+        kind = spec.owner_kind
         ctx.scratch.mkdir(parents=True, exist_ok=True)
         settle(ctx.scratch)
         with _telemetry(ctx, verb):
@@ -63,7 +65,7 @@ def run_worker(verb: str, path: Path, expected_hash: str) -> int:
             logger.info("stopped by a signal, committed work is kept")
             return EXIT_PREEMPTED
     except InstructPTError as error:
-        return _failed(error)
+        return _failed(error, kind)
     except MemoryError as error:
         return _failed(EnvironmentNotReadyError("out of memory", fix="lower the batch or raise the memory").with_traceback(error.__traceback__))  # fmt: skip  # noqa: E501
     except Exception as error:
@@ -148,13 +150,16 @@ def _telemetry(ctx: WorkerContext, verb: str) -> Any:
         yield
 
 
-def _failed(error: InstructPTError) -> int:
-    logger.error("%s", error)
+def _failed(error: InstructPTError, kind: str = "") -> int:
+    said = str(error)
+    if kind == "Corpus":  # what is a section of a pipeline's spec is the whole spec there
+        said = said.replace("spec.corpus.", "spec.")
+    logger.error("%s", said)
     _leave(
         {
             "error": {
                 "type": type(error).__name__,
-                "message": str(error),
+                "message": said,
                 "field": error.field,
                 "retryable": error.retryable,
             }

@@ -74,6 +74,12 @@ def _permanent(end: PodEnd) -> Reason:
     return Reason.CORPUS_REFUSED if type_ == "CorpusError" else Reason.INVALID_SPEC
 
 
+def mostly_failed(facts: PodFacts) -> bool:
+    """Whether no more pods run than have failed: one that is tried again has not shown yet that it gets further."""
+    failed = sum(e.exit_code != 0 for e in facts.ends)
+    return failed > 0 and facts.running <= failed
+
+
 def _is_interrupted(end: PodEnd) -> bool:
     """Whether it left because it was told to, or was taken away."""
     return end.disrupted or end.exit_code in (EXIT_PREEMPTED, None)

@@ -29,7 +29,7 @@ from instructpt.plan.naming import (
 from instructpt.plan.status import Problem, StageObservation
 from instructpt_operator.actions import ConfirmAbsent, Create, Delete, Object, Patch, Ref
 from instructpt_operator.observed import PodFacts
-from instructpt_operator.reconcilers.failures import Failure, judge_failure, judge_problem
+from instructpt_operator.reconcilers.failures import Failure, judge_failure, judge_problem, mostly_failed
 from instructpt_operator.reconcilers.template import is_corrected, marked
 from instructpt_operator.reconcilers.visit import Visit, rfc3339, seconds_since
 
@@ -117,7 +117,7 @@ def _active(visit: Visit, stage: Stage, record: StageStatus, state: WorkState, f
     elif state.phase == "Suspended":
         message = f"step {stage.step} waits for admission by its queue"
         problem = Problem(type="Blocked", reason=Reason.QUEUED, message=message)
-    elif facts is not None and facts.figures is None and _mostly_failed(facts):
+    elif facts is not None and facts.figures is None and mostly_failed(facts):
         # The Job tries again by itself, with longer and longer waits: what is wrong is said before it gives up.
         failure = judge_failure(state, facts)
         reason, note = failure.reason, f"{failure.message}; it is tried again"
@@ -126,11 +126,6 @@ def _active(visit: Visit, stage: Stage, record: StageStatus, state: WorkState, f
     figures = facts.figures if facts is not None else None
     stage_seen = StageObservation(running=True, attempts=record.attempt, figures=figures, note=note, reason=reason)
     return Seen(stage=stage_seen, problem=problem)
-
-
-def _mostly_failed(facts: PodFacts) -> bool:
-    """Whether no more pods run than have failed: one that is tried again has not shown yet that it gets further."""
-    return facts.running <= sum(e.exit_code != 0 for e in facts.ends) > 0
 
 
 def _is_stuck(seen: Seen) -> bool:
@@ -201,9 +196,7 @@ def _failed(visit: Visit, stage: Stage, record: StageStatus, failure: Failure) -
             stage=observation, active=False, problem=Problem(type="Failed", reason=failure.reason, message=message)
         )
     if failures > limit:
-        message = (
-            f"step {stage.step} failed {failures} times, backoffLimit is {limit}; the last time: {failure.message}"
-        )
+        message = f"step {stage.step} failed {failures} time{'s' if failures > 1 else ''}, backoffLimit is {limit}; the last time: {failure.message}"
         return Seen(
             stage=observation, active=False, problem=Problem(type="Failed", reason=Reason.BACKOFF, message=message)
         )

@@ -256,7 +256,9 @@ def test_f11_deleted_object_leaves_nothing_and_nothing_comes_back(
     for obj in objects:
         kube.delete(OURS[obj["kind"]], namespace, obj["metadata"]["name"])
     operators.wait_for(lambda: not left(kube, namespace), otherwise=lambda: left(kube, namespace))
-    assert all(queue.wait_idle(10) for queue in operator.manager.queues.values())
+    operators.wait_for(
+        lambda: not any(q.stats().dirty + q.stats().processing for q in operator.manager.queues.values())
+    )
     assert left(kube, namespace) == []
     for kind in OURS:
         assert all("finalizers" not in o["metadata"] for _, o in recorded.of(namespace, kind))

@@ -112,6 +112,7 @@ def test_r21_sigterm_ends_well_r20_probes_tell_the_truth_and_r22_settings_are_th
         processes.append(operators.spawn(pytorchjobs.kubeconfig, configs[1], logs[1], namespace))
         operators.wait_for(lambda: _status(configs[1], "readyz") == 200, otherwise=logs[1].read_text)
         assert _holder(kube, namespace) == holder
+        expected = operators.settings_hash(configs[0])
         changed = yaml.safe_load(configs[0].read_text()) | {"images": _images("example.com/second:2")}
         configs[0].write_text(yaml.safe_dump(changed))
         obj = operators.synthesis("syn")
@@ -122,7 +123,7 @@ def test_r21_sigterm_ends_well_r20_probes_tell_the_truth_and_r22_settings_are_th
         hashed = operators.wait_for(
             lambda: (operators.get(kube, namespace, obj) or {}).get("status", {}).get("settings")
         )
-        assert hashed == operators.settings_hash(configs[1])
+        assert hashed == expected != operators.settings_hash(configs[0])
         assert operators.kill(processes[1], signal.SIGTERM) == 0
         assert _holder(kube, namespace) == holder
         began = time.monotonic()
