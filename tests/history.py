@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,18 +25,19 @@ ENDS = ("Complete", "Failed")
 class History:
     """Events of all namespaces, in order by type. Every version of every object is seen: it is one long watch."""
 
-    events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    events: dict[tuple[str, str], list[tuple[str, dict[str, Any]]]] = field(default_factory=lambda: defaultdict(list))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, kind: str, event: dict[str, Any]) -> None:
         """Keep an event."""
         with self._lock:
-            self.events.append((kind, event["type"], event["object"]))
+            obj = event["object"]
+            self.events[obj["metadata"]["namespace"], kind].append((event["type"], obj))
 
     def of(self, namespace: str, kind: str) -> list[tuple[str, dict[str, Any]]]:
         """Events of one kind in one namespace: (type of the event, object)."""
         with self._lock:
-            return [(type_, o) for k, type_, o in self.events if k == kind and o["metadata"]["namespace"] == namespace]
+            return list(self.events[namespace, kind])
 
     def created(self, namespace: str) -> dict[str, list[str]]:
         """Uids of all Jobs and PyTorchJobs that ever existed, by ``kind/name``."""
@@ -121,7 +121,7 @@ def _follow(type_: ResourceType, stream: Any, history: History, stop: threading.
     try:
         for event in stream:
             if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
-                history.take(type_.kind, copy.deepcopy(event))
+                history.take(type_.kind, event)
     except ApiError:
         if not stop.is_set():
             raise

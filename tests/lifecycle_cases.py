@@ -32,7 +32,12 @@ def corpus(name: str, *, secret: str = "s3", documents: str = "good", **spec: An
 def synthesis(name: str, source: str = "", **spec: Any) -> Object:
     """Rules over a Corpus: no model is needed."""
     storage = {"uri": f"{DOCUMENTS}/{name}", **access()}
-    base = {"storage": storage, "input": {"ref": {"kind": "Corpus", "name": source}}, "parallelism": 1}
+    base = {
+        "storage": storage,
+        "input": {"ref": {"kind": "Corpus", "name": source}},
+        "parallelism": 1,
+        "leaseSeconds": 5,
+    }
     return operators.synthesis(name, **{**base, **spec})
 
 

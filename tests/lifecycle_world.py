@@ -19,6 +19,7 @@ from cluster import images, s3
 from cluster.layout import S3_ENDPOINT, Layout
 from lifecycle import PODS, Object
 
+from instructpt.plan.naming import ANNOTATION_RECONCILE
 from instructpt_operator import executor
 from instructpt_operator.__main__ import Operator
 from instructpt_operator.reconcilers import decide
@@ -51,7 +52,8 @@ class World:
 
     def create(self, obj: Object, namespace: int = 0) -> Object:
         """Create an object of ours. Another operator that may be installed here takes it for paused."""
-        meta = {**obj["metadata"], "annotations": {"instructpt.dev/reconcile": "disabled"}}
+        annotations = {**obj["metadata"].get("annotations", {}), ANNOTATION_RECONCILE: "disabled"}
+        meta = {**obj["metadata"], "annotations": annotations}
         space = self.namespaces[namespace]
         text = json.dumps({**obj, "metadata": meta}).replace(DOCUMENTS, f"s3://{BUCKET}/{self.namespace}")
         text = text.replace(NAMESPACE, self.namespace)
@@ -139,6 +141,10 @@ def running(layout: Layout) -> Iterator[World]:
             yield world
         finally:
             world.stop_operator()
+            for name in names:  # Jobs before their namespace: docs/user-guides/lifecycle.md tells why
+                kinds = ",".join(type_.plural for type_ in OURS.values())
+                layout.kubectl("-n", name, "delete", kinds, "--all", "--wait=false")
+                operators.wait_for(lambda name=name: not client.list(JOBS, name), otherwise="Jobs are left")
             layout.kubectl("delete", "namespace", *names, "--wait=false")
 
 
@@ -181,7 +187,7 @@ def put_documents(world: World) -> None:
 
     files = {
         "good/part.jsonl": lines(40),
-        "many/part.jsonl": lines(600),
+        "many/part.jsonl": lines(200),
         "few-bad/part.jsonl": lines(199, broken=1),
         "bad/part.jsonl": lines(6, broken=4),
         "damaged/part.parquet": b"PAR1" + b"\0" * 64,

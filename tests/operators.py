@@ -186,8 +186,9 @@ def is_true(obj: Mapping[str, Any] | None, type_: str) -> bool:
 
 
 def wait_for(
-    what: Callable[[], Any], *, seconds: float = WAIT_SECONDS, otherwise: Callable[[], object] | str = "not in time"
-) -> Any:
+    what: Callable[[], Any], *, seconds: float = WAIT_SECONDS, otherwise: Callable[[], object] | str = "not in time",
+    every: float = 0.05,
+) -> Any:  # fmt: skip
     """Ask until the answer is true, and return it.
 
     Raises:
@@ -197,7 +198,7 @@ def wait_for(
     while not (found := what()):
         if time.monotonic() > deadline:
             raise AssertionError(otherwise if isinstance(otherwise, str) else f"{otherwise()}")
-        time.sleep(0.05)
+        time.sleep(every)
     return found
 
 

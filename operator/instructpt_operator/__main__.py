@@ -81,7 +81,8 @@ class Operator:
         self.manager = Manager(
             client=self._client,
             caches=lambda changed: Caches(
-                self._client, namespaces=settings.watch_namespaces, launcher=settings.launcher, on_change=changed
+                self._client, namespaces=settings.watch_namespaces, launcher=settings.launcher, on_change=changed,
+                on_gone=looker.forget,
             ),
             looker=looker,
             make_executor=lambda feed: Executor(

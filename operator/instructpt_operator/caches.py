@@ -27,12 +27,14 @@ class Caches:
         namespaces: To look at; empty means all.
         launcher: Name of the launcher for training; its type may be missing.
         on_change: Told of the key of each object of ours that a change concerns.
+        on_gone: Told of the uid of each child that is gone.
     """
 
     def __init__(
-        self, client: KubeClient, *, namespaces: Iterable[str], launcher: str, on_change: Callable[[Key], None]
-    ) -> None:
-        self._on_change = on_change
+        self, client: KubeClient, *, namespaces: Iterable[str], launcher: str, on_change: Callable[[Key], None],
+        on_gone: Callable[[str], None] = lambda uid: None,
+    ) -> None:  # fmt: skip
+        self._on_change, self._on_gone = on_change, on_gone
         self.launcher = launcher_type(launcher)
         self._informers: dict[str, list[Informer]] = {}
         managed = f"{MANAGED_BY}={OPERATOR}"
@@ -113,6 +115,8 @@ class Caches:
                     self._on_change(_key(other, waiting))
 
     def _child(self, event: InformerEvent) -> None:
+        if event.kind == "DELETED":
+            self._on_gone(event.object["metadata"]["uid"])
         self._owner_of(event.object)
 
     def _owner_of(self, obj: Object) -> None:

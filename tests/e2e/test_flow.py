@@ -33,7 +33,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
 SYSTEM, OPERATOR, LAB, NAME = "instructpt-system", "instructpt-operator", "lab", "quickstart"
 DOCUMENTS = 600
-STEPS = 240
 PIPELINE = ROOT / "tests" / "e2e" / "pipeline.yaml"
 
 

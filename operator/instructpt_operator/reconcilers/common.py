@@ -70,13 +70,13 @@ def suspended(visit: Visit, plan: Plan | None, *, busy: bool = False) -> Outcome
 
 
 def _remember_attempts(visit: Visit, plan: Plan) -> bool:
-    """Count attempts whose children are there, but whose status was never written; True where there were any."""
+    """Catch up with attempts whose status was never written; True where there were any."""
     found = False
     for stage in plan.stages:
         labels = [c["metadata"].get("labels", {}) for c in visit.children_of(stage, LABEL_STEP)]
         attempt = max((int(each.get(LABEL_ATTEMPT, 0)) for each in labels), default=0)
-        if stage.key is not None and attempt > (record := visit.record(stage)).attempt:
-            visit.remember(record, attempt=attempt)
+        if stage.key is not None and attempt > visit.record(stage).attempt:
+            visit.catch_up(stage, attempt)
             found = True
     return found
 

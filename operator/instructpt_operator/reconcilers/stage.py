@@ -52,10 +52,9 @@ class Seen:
 
 def advance(visit: Visit, stage: Stage) -> Seen:
     """Look at one stage and ask for its next step."""
-    record = visit.record(stage)
     work, finalize = _latest(visit, stage, TASK_WORK), _latest(visit, stage, TASK_FINALIZE)
-    attempt = max(record.attempt, *(_attempt(c) for c in (work, finalize) if c is not None), 0)
-    record = visit.remember(record, attempt=attempt)
+    record = visit.catch_up(stage, max((_attempt(c) for c in (work, finalize) if c is not None), default=0))
+    attempt = record.attempt
     outdated = [c for c in (work, finalize) if c is not None and _is_outdated(c, stage, record)]
     if outdated or attempt == 0 or record.failed_attempt >= attempt:
         return _next_attempt(visit, stage, record, [c for c in (work, finalize) if c is not None])
@@ -120,7 +119,7 @@ def _active(visit: Visit, stage: Stage, record: StageStatus, state: WorkState, f
     elif facts is not None and facts.figures is None and mostly_failed(facts):
         # The Job tries again by itself, with longer and longer waits: what is wrong is said before it gives up.
         failure = judge_failure(state, facts)
-        reason, note = failure.reason, f"{failure.message}; it is tried again"
+        reason, note = failure.reason, failure.message + ("" if failure.permanent else "; it is tried again")
     running = facts is not None and facts.running > 0
     visit.wake_in(visit.config.progress_seconds if running else visit.config.start_seconds)
     figures = facts.figures if facts is not None else None
@@ -196,7 +195,8 @@ def _failed(visit: Visit, stage: Stage, record: StageStatus, failure: Failure) -
             stage=observation, active=False, problem=Problem(type="Failed", reason=failure.reason, message=message)
         )
     if failures > limit:
-        message = f"step {stage.step} failed {failures} time{'s' if failures > 1 else ''}, backoffLimit is {limit}; the last time: {failure.message}"
+        times = f"{failures} times" if failures > 1 else "once"
+        message = f"step {stage.step} failed {times}, backoffLimit is {limit}; the last time: {failure.message}"
         return Seen(
             stage=observation, active=False, problem=Problem(type="Failed", reason=Reason.BACKOFF, message=message)
         )

@@ -119,6 +119,13 @@ class Visit:
         self.memory[record.step] = record
         return record
 
+    def catch_up(self, stage: Stage, attempt: int) -> StageStatus:
+        """Count attempts whose children are there, though the status was never written: a crash, or an edit between."""
+        record = self.record(stage)
+        if attempt > record.attempt and stage.work is not None:
+            self.restarts += attempt - max(record.attempt, 1)
+        return self.remember(record, attempt=max(attempt, record.attempt))
+
     def children_of(self, stage: Stage, label: str) -> list[Object]:
         """Children whose step label is that of the stage; ``label`` is the key of that label."""
         step = step_label(stage.step)

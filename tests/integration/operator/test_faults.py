@@ -260,13 +260,14 @@ def test_f11_deleted_object_leaves_nothing_and_nothing_comes_back(
         lambda: not any(q.stats().dirty + q.stats().processing for q in operator.manager.queues.values())
     )
     assert left(kube, namespace) == []
+    assert operator.manager._looker._looks == {}, "what was seen of pods is kept for ever"
     for kind in OURS:
         assert all("finalizers" not in o["metadata"] for _, o in recorded.of(namespace, kind))
 
 
 @pytest.mark.parametrize("whole_namespace", [False, True], ids=["object", "namespace"])
 def test_f11_deletion_needs_no_operator(
-    live: Live, pytorchjobs: ApiServer, kube: KubeClient, namespace: str, whole_namespace: bool
+    pytorchjobs: ApiServer, kube: KubeClient, namespace: str, whole_namespace: bool
 ) -> None:
     with operators.running(pytorchjobs.kubeconfig, namespace), Player(kube, namespace, waits):
         running(kube, namespace, operators.pipeline("ipt"))
