@@ -16,6 +16,11 @@ pytestmark = pytest.mark.timeout(900)
 def test_the_locks_are_what_the_requirements_resolve_to() -> None:
     """Reads the metadata of every package from the index and downloads none."""
     done = subprocess.run(
-        [sys.executable, "tools/locks.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=880
+        [sys.executable, "tools/locks.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=880,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
