@@ -139,7 +139,8 @@ def _kubernetes_module(scratch: Path) -> Path:
     assert go_version
     folder.mkdir()
     (folder / "go.mod").write_text(
-        f"module testbed\n\ngo {go_version[1]}\n\nrequire k8s.io/kubernetes {KUBERNETES}\n\nreplace (\n{replacements})\n"
+        f"module testbed\n\ngo {go_version[1]}\n\n"
+        f"require k8s.io/kubernetes {KUBERNETES}\n\nreplace (\n{replacements})\n"
     )
     imports = "".join(f'\t_ "{program.package}"\n' for program in PROGRAMS.values() if program.of_kubernetes)
     (folder / "tools.go").write_text(f"//go:build tools\n\npackage tools\n\nimport (\n{imports})\n")
