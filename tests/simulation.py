@@ -144,7 +144,9 @@ class Cluster:
                         return name
                     self._create(dict(obj), raw["metadata"]["uid"])
                 case Patch(ref=ref, body=body):
-                    self.edit((ref.kind, ref.name), **body["spec"])
+                    obj = self.objects[ref.kind, ref.name]
+                    obj["spec"] = _merged(obj["spec"], body["spec"])
+                    obj["metadata"]["generation"] += 1
                     self.writes.append(f"patch {ref.name}")
                 case Delete(ref=ref):
                     self._delete(ref)
@@ -220,6 +222,19 @@ class Cluster:
         digest = hashlib.sha256(spec["output"]["uri"].encode()).hexdigest()
         counts = {"documents": 100, "augmented": 100, "dead_letters": 0, "pairs": 300, "steps": 50}
         return {"uri": spec["output"]["uri"], "digest": f"sha256:{digest}", "counts": counts, "scores": {"loss": 2.5}}
+
+
+def _merged(old: Any, patch: Any) -> Any:
+    """RFC 7396, as the API server merges."""
+    if not isinstance(patch, Mapping):
+        return patch
+    out = dict(old) if isinstance(old, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            out.pop(key, None)
+        else:
+            out[key] = _merged(out.get(key), value)
+    return out
 
 
 class _Refs(dict[Key, Any]):

@@ -15,10 +15,11 @@ POLICY = frozenset(
 )
 """Fields of the run policy that may change at any time."""
 
-# A suspended object has no startTime, but what it has done is in its stages.
+# A suspended object has no startTime, but what it has done is in its stages and, of a pipeline, its children.
 _STARTED = (
     "has(oldSelf.status) && (has(oldSelf.status.startTime) || "
-    "(has(oldSelf.status.stages) && oldSelf.status.stages.size() > 0))"
+    "(has(oldSelf.status.stages) && oldSelf.status.stages.size() > 0) || "
+    "(has(oldSelf.status.childRefs) && oldSelf.status.childRefs.size() > 0))"
 )
 _WAY_OUT = "create a new object, or delete this one and create it again"
 

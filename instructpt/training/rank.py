@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -48,13 +49,14 @@ def main(folder: Path) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     progress, ended = Progress(), threading.Event()
     _start(lambda: _watch_parent(ended))
+    reporting: threading.Thread | None = None
     try:
         from instructpt.training.engine import Ranks
         from instructpt.training.loop import Surroundings, train
 
         ranks = Ranks.from_environment()
         if ranks.rank == 0:
-            _start(lambda: _report(folder / PROGRESS, progress, ended))
+            reporting = _start(lambda: _report(folder / PROGRESS, progress, ended))
         spec = RunSpec.model_validate_json((folder / RUNSPEC).read_bytes())
         workspace = Workspace.from_json((folder / WORKSPACE).read_text(encoding="utf-8"))
 
@@ -79,6 +81,8 @@ def main(folder: Path) -> int:
         return 1
     finally:
         ended.set()
+        if reporting is not None:
+            reporting.join(_SECONDS * 10)
     return 0
 
 
@@ -89,8 +93,10 @@ def _of_a_peer(error: BaseException) -> bool:
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
 
 
-def _start(what: Any) -> None:
-    threading.Thread(target=what, daemon=True).start()
+def _start(what: Any) -> threading.Thread:
+    thread = threading.Thread(target=what, daemon=True)
+    thread.start()
+    return thread
 
 
 def _watch_parent(ended: threading.Event) -> None:
@@ -120,4 +126,10 @@ def _leave(folder: Path, outcome: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is written. Threads of the collectives may still run, and tearing the interpreter down under them can
+    # abort the process: a training that is done would count as killed.
+    os._exit(code)

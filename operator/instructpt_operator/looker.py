@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _LABELS = (LABEL_KIND, LABEL_NAME, LABEL_STEP, LABEL_TASK, LABEL_ATTEMPT)
 _MAX_PROGRESS_BYTES = 64 * 1024
 _PROGRESS_SECONDS = 2.0
+ENDED_PODS = 500
+"""Pods listed of a child that has ended: once, in one page."""
 
 Fetch = Callable[[str], Mapping[str, Any] | None]
 
@@ -72,7 +74,10 @@ class PodLooker:
     def facts(self, child: Object) -> PodFacts | None:
         """What is known of a child's pods, after a look where one is due; ``None`` where nobody could look yet."""
         uid, version = child["metadata"]["uid"], child["metadata"].get("resourceVersion", "")
-        ended = work_state(child).phase in ("Succeeded", "Failed")
+        phase = work_state(child).phase
+        ended = phase in ("Succeeded", "Failed")
+        if phase == "Suspended":  # a queue holds it back: it has no pods
+            return None
         with self._lock:
             known = self._looks.get(uid)
         if known is not None and self._is_fresh(known, ended=ended, version=version):
@@ -100,7 +105,9 @@ class PodLooker:
         meta = child["metadata"]
         labels = meta.get("labels", {})
         selector = ",".join(f"{name}={labels[name]}" for name in _LABELS if name in labels)
-        pods = self._client.list(PODS, meta["namespace"], label_selector=selector, limit=self._sample)
+        # Of one that ended all that fit a page: the pod that says why may be any of them.
+        limit = ENDED_PODS if ended else self._sample
+        pods = self._client.list(PODS, meta["namespace"], label_selector=selector, limit=limit)
         events: list[Object] = []
         figures = None
         if not ended:
@@ -109,7 +116,7 @@ class PodLooker:
                 events += self._events(meta["namespace"], name)
             if labels.get(LABEL_TASK) == TASK_WORK:
                 figures = self._figures([p for p in pods if is_running(p)])
-        return pod_facts(pods, events, figures, is_sample=len(pods) >= self._sample)
+        return pod_facts(pods, events, figures, is_sample=len(pods) >= limit)
 
     def _events(self, namespace: str, name: str) -> list[dict[str, Any]]:
         field = f"involvedObject.name={name},type=Warning"
@@ -149,7 +156,7 @@ def fetch_progress(address: str, *, port: int = METRICS_PORT) -> Mapping[str, An
 
 def _checked(found: Any) -> Mapping[str, Any] | None:
     """Only an answer of the shape that is merged: a pod is not trusted to be one of ours."""
-    if not isinstance(found, dict) or not isinstance(found.get("unit"), str):
+    if not isinstance(found, dict) or not isinstance(found.get("unit"), str) or len(found["unit"]) > 63:
         return None
     if not all(isinstance(found.get(n), int) and found[n] >= 0 for n in ("done", "total")):
         return None

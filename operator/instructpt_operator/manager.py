@@ -70,7 +70,7 @@ class Manager:
         }
         self._resync_seconds = resync_seconds
         self._stopping = threading.Event()
-        self._launcher_installed = False
+        self._launcher_installed = True  # until the API server says otherwise
 
     def start(self) -> None:
         """Fill the caches; nothing is reconciled yet."""

@@ -10,6 +10,7 @@ from typing import Any
 from instructpt_operator.actions import Object
 from instructpt_operator.observed import PodEnd, PodFacts, PodProblem
 
+WORKER_CONTAINERS = ("worker", "pytorch")
 _HARMLESS_WAITING = ("ContainerCreating", "PodInitializing")
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
 _TELLING_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedCreate")
@@ -83,9 +84,9 @@ def end_of(pod: Object) -> PodEnd | None:
     status = pod.get("status", {})
     if status.get("phase") not in ("Succeeded", "Failed"):
         return None
-    ended = [
-        s["state"]["terminated"] for s in status.get("containerStatuses", ()) if "terminated" in s.get("state", {})
-    ]
+    statuses = status.get("containerStatuses", ())
+    own = [s for s in statuses if s.get("name") in WORKER_CONTAINERS] or statuses  # a sidecar says nothing of the work
+    ended = [s["state"]["terminated"] for s in own if "terminated" in s.get("state", {})]
     last = ended[0] if ended else {}
     return PodEnd(
         pod=pod["metadata"]["name"],

@@ -20,6 +20,7 @@ class Config:
         start_seconds: Time between two looks at pods that do not run yet.
         retry_seconds: Wait after the first failure of a stage; it doubles with every further one.
         retry_seconds_max: The longest wait.
+        interrupted_seconds_max: The longest wait after interruptions that are not counted.
     """
 
     images: Images = DEFAULT_IMAGES
@@ -30,9 +31,18 @@ class Config:
     start_seconds: float = 3.0
     retry_seconds: float = 5.0
     retry_seconds_max: float = 300.0
+    interrupted_seconds_max: float = 60.0
 
-    def retry_wait(self, failures: int) -> float:
-        """Seconds to wait after so many failures; none after an interruption that was nobody's fault."""
-        if failures == 0:
+    def retry_wait(self, failures: int, attempts: int) -> float:
+        """Seconds to wait before the next attempt.
+
+        Args:
+            failures: Attempts that were counted; each doubles the wait.
+            attempts: All attempts. The first interruption that was nobody's fault waits for nothing, but one after the
+                other must not become a storm.
+        """
+        if failures:
+            return float(min(self.retry_seconds * 2 ** min(failures - 1, 16), self.retry_seconds_max))
+        if attempts < 2:
             return 0.0
-        return float(min(self.retry_seconds * 2 ** min(failures - 1, 16), self.retry_seconds_max))
+        return float(min(self.retry_seconds * 2 ** min(attempts - 2, 16), self.interrupted_seconds_max))

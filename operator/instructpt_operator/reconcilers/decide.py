@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from instructpt.api.base import Condition
 from instructpt.api.reasons import Reason
 from instructpt.api.v1alpha1 import InstructionPretraining
+from instructpt.errors import ConfigError, PlanError
 from instructpt.plan.conditions import has_ended, merge_conditions
 from instructpt.plan.naming import ANNOTATION_RECONCILE, MANAGED_BY_VALUE
+from instructpt.plan.planner import AnyResource
 from instructpt_operator.actions import Event, Object, Outcome
 from instructpt_operator.observed import Observed
 from instructpt_operator.reconcilers.config import Config
@@ -36,12 +38,21 @@ def decide(raw: Object, observed: Observed, now: datetime, config: Config) -> Ou
         resource = parse(raw)
     except ValidationError as error:
         return _refused(raw, error, now)
-    ended = resource.status is not None and has_ended(resource.status.conditions)
-    if resource.spec.cleanup_policy == "Delete" and not ended:
+    fresh = resource.status is None or not (resource.status.stages or resource.status.child_refs)
+    if resource.spec.cleanup_policy == "Delete" and fresh and not _has_ended(resource):
         return _blocked(raw, "spec.cleanupPolicy='Delete' is not available yet; use Retain and remove the outputs", now)
-    if isinstance(resource, InstructionPretraining):
-        return reconcile_pipeline(resource, observed, now, config)
-    return reconcile_job(resource, observed, now, config)
+    try:
+        if isinstance(resource, InstructionPretraining):
+            return reconcile_pipeline(resource, observed, now, config)
+        return reconcile_job(resource, observed, now, config)
+    except ValidationError as error:  # of a child, or of an object that is referred to
+        return _refused(raw, error, now)
+    except (ConfigError, PlanError) as error:
+        return _blocked(raw, str(error), now)
+
+
+def _has_ended(resource: AnyResource) -> bool:
+    return resource.status is not None and has_ended(resource.status.conditions)
 
 
 def is_left_alone(raw: Object) -> bool:

@@ -48,7 +48,7 @@ def judge_failure(state: WorkState, facts: PodFacts | None, *, expected: int = 0
         return Failure(reason=_permanent(wrong), message=f"{_said(wrong)} (pod {wrong.pod})", permanent=True)
     # A pod that lost its peer tells nothing of the cause, and one that was taken away is nobody's fault.
     causes = [e for e in ends if not _is_interrupted(e) and _error(e).get("type") != PEER_LOST]
-    taken = [e.pod for e in ends if _is_interrupted(e)] + list(facts.recreated if facts else ())
+    taken = [e.pod for e in ends if _is_interrupted(e)] + list(facts.recreated if facts and expected else ())
     if facts is not None and facts.listed is not None and facts.listed < expected:
         taken.append(f"({expected - facts.listed} of {expected} gone)")
     if taken and not causes:

@@ -75,8 +75,10 @@ def _go_on(
             _pass_on(visit, child, there)
         elif all(_is_complete(by_step.get(need)) for need in child.needs):
             _create(visit, child)
+    if visit.start_time is None and found:  # resumed: its clock starts anew
+        visit.start_time = rfc3339(visit.now)
     visit.extra = _progress(resource.metadata.name, found)
-    problem = _problem(found)
+    problem = _problem(found) or _strayed(plan, found)
     seen = {s.step: _seen(plan, s.owner, found) for s in plan.stages}
     if problem is not None and problem.type == "Failed":
         _suspend_all(visit, found)
@@ -113,10 +115,18 @@ def _pass_on(visit: Visit, child: PlannedChild, there: AnyResource) -> None:
     changed = [f for f in PASSED_ON if hasattr(wanted, f) and getattr(wanted, f) != getattr(has, f)]
     if not changed:
         return
-    wire = wanted.to_wire()
+    wire, before = wanted.to_wire(), has.to_wire()
     names = {f: type(wanted).model_fields[f].alias or f for f in changed}
-    body: dict[str, Any] = {"spec": {names[f]: wire.get(names[f]) for f in changed}}
+    body: dict[str, Any] = {"spec": {n: _difference(before.get(n), wire.get(n)) for n in names.values()}}
     visit.actions.append(Patch(ref=common.own_ref(there), body=body))
+
+
+def _difference(old: Any, new: Any) -> Any:
+    """What a merge patch must say to turn one into the other: a key that is gone is null."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    gone = {key: None for key in old if key not in new}
+    return gone | {key: _difference(old.get(key), value) for key, value in new.items() if old.get(key) != value}
 
 
 def _suspend_all(visit: Visit, found: dict[tuple[str, str], AnyResource]) -> None:
@@ -158,6 +168,20 @@ def _problem(found: dict[tuple[str, str], AnyResource]) -> Problem | None:
             reason = Reason(condition.reason) if known else Reason.CHILD_FAILED
             return Problem(type="Blocked", reason=reason, message=message)
     return None
+
+
+def _strayed(plan: Plan, found: dict[tuple[str, str], AnyResource]) -> Problem | None:
+    """A child that is complete, but made something else than this pipeline plans: it was edited, or its ref moved."""
+    stage = plan.next_stage()
+    child = None if stage is None else found.get(stage.owner)
+    if stage is None or not _is_complete(child):
+        return None
+    kind, name = stage.owner
+    message = (
+        f"{kind} {name} is complete, but step {stage.step} of this pipeline is to compute something else (the spec, "
+        "the child or what it refers to was changed); delete the child, it is made again"
+    )
+    return Problem(type="Blocked", reason=Reason.INVALID_SPEC, message=message)
 
 
 def _seen(plan: Plan, owner: tuple[str, str], found: dict[tuple[str, str], AnyResource]) -> StageObservation:

@@ -215,7 +215,7 @@ def _next_attempt(visit: Visit, stage: Stage, record: StageStatus, left: list[Ob
         visit.wake_in(visit.config.start_seconds)
         return _running(visit, stage, record)
     if record.last_failure_time is not None and record.failed_attempt >= record.attempt > 0:
-        wait = visit.config.retry_wait(record.failures) - seconds_since(visit, record.last_failure_time)
+        wait = visit.config.retry_wait(record.failures, record.attempt) - seconds_since(visit, record.last_failure_time)
         if wait > 0:
             visit.wake_in(wait)
             return _running(visit, stage, record)

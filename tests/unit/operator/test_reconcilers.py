@@ -188,7 +188,7 @@ def test_bad_configuration_is_not_retried(obj: dict[str, Any], step: str) -> Non
 )
 def test_an_interruption_is_not_counted(end: Ends) -> None:
     cluster, key = start(TRN, fail_first(5, end, step="train"), backoffLimit=0)
-    cluster.settle()
+    cluster.settle(step_seconds=60)
     assert cluster.is_true(key, "Complete")
     stage = next(s for s in cluster.status(key)["stages"] if s["step"] == "train")
     assert (stage["attempt"], stage["failures"]) == (6, 0)
@@ -403,6 +403,58 @@ class TestPipeline:
         child = cluster.get(("SynthesisJob", "p-synthesis"))
         assert (child["spec"]["backoffLimit"], child["spec"]["parallelism"]) == (7, 5)
         assert child["metadata"]["generation"] == 2
+
+    def test_a_key_that_is_removed_is_removed_from_the_children(self) -> None:
+        cluster, key = start(
+            operators.pipeline("p"), lambda *_: Runs(), podTemplate={"nodeSelector": {"zone": "a", "disk": "ssd"}}
+        )
+        cluster.settle(rounds=3)
+        cluster.edit(key, podTemplate={"nodeSelector": {"zone": "b"}})
+        cluster.settle(rounds=5)
+        child = cluster.get(("Corpus", "p-corpus"))
+        assert child["spec"]["podTemplate"]["nodeSelector"] == {"zone": "b"}
+        assert sum(w == "patch p-corpus" for w in cluster.writes) == 1
+
+    def test_a_child_that_made_something_else_blocks_it(self) -> None:
+        cluster, key = start(operators.pipeline("p"), lambda step, *_: Ends() if step == "corpus" else Runs())
+        cluster.settle(rounds=20)
+        child = ("SynthesisJob", "p-synthesis")
+        cluster.edit(child, seed=7)
+        cluster.script = lambda *_: Ends()
+        cluster.settle()
+        blocked = cluster.condition(key, "Blocked")
+        assert (blocked["status"], blocked["reason"]) == ("True", "InvalidSpec")
+        assert "delete the child, it is made again" in blocked["message"]
+        cluster.delete(*child)
+        cluster.settle()
+        assert cluster.is_true(key, "Complete")
+
+    def test_the_clock_starts_anew_on_resume(self) -> None:
+        cluster, key = start(operators.pipeline("p"), lambda *_: Runs(), activeDeadlineSeconds=600)
+        cluster.settle(rounds=3)
+        cluster.edit(key, suspend=True)
+        cluster.settle()
+        assert "startTime" not in cluster.status(key)
+        cluster.edit(key, suspend=False)
+        cluster.settle(rounds=3)
+        assert "startTime" in cluster.status(key)
+        cluster.now = cluster.now.replace(hour=1)
+        cluster.settle()
+        assert cluster.condition(key, "Failed")["reason"] == "DeadlineExceeded"
+
+    def test_what_the_models_refuse_is_said(self) -> None:
+        arms = [{"name": f"arm-{i}", "training": {}} for i in range(5)]
+        cluster, key = start(operators.pipeline("p"), arms=arms, seeds=list(range(1, 14)))
+        cluster.settle(rounds=3)
+        assert cluster.condition(key, "Blocked")["reason"] == "InvalidSpec"
+
+
+def test_interruptions_do_not_become_a_storm() -> None:
+    cluster, key = start(TRN, fail_first(10**6, Ends(code=75), step="train"))
+    cluster.settle(rounds=120)  # ten minutes
+    stage = next(s for s in cluster.status(key)["stages"] if s["step"] == "train")
+    assert stage["failures"] == 0
+    assert 5 <= stage["attempt"] <= 20
 
 
 @settings(max_examples=25, deadline=None)
