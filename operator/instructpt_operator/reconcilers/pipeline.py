@@ -43,6 +43,7 @@ def reconcile_pipeline(resource: InstructionPretraining, observed: Observed, now
     """Decide the next step of a pipeline."""
     visit = Visit.begin(resource, observed, now, config)
     found = {key: parse(raw) for key, raw in observed.children.items() if key[0] in _KINDS}
+    visit.extra = _progress(resource.metadata.name, found)
     if visit.has_ended:
         _suspend_all(visit, found)
         return common.after_end(visit)
@@ -77,7 +78,6 @@ def _go_on(
             _create(visit, child)
     if visit.start_time is None and found:  # resumed: its clock starts anew
         visit.start_time = rfc3339(visit.now)
-    visit.extra = _progress(resource.metadata.name, found)
     problem = _problem(found) or _strayed(plan, found)
     seen = {s.step: _seen(plan, s.owner, found) for s in plan.stages}
     if problem is not None and problem.type == "Failed":
