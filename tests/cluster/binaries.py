@@ -97,14 +97,15 @@ def build(names: Iterable[str] = PROGRAMS) -> None:
     if shutil.which("go") is None:
         raise LookupError(NO_GO)
     (cache_folder() / "bin").mkdir(parents=True, exist_ok=True)
-    with (cache_folder() / "bin" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with tempfile.TemporaryDirectory(prefix="instructpt-go-") as scratch:
-            for program in missing:
+    with tempfile.TemporaryDirectory(prefix="instructpt-go-") as scratch:
+        for program in missing:
+            # One lock a program: who needs a few of them does not wait for somebody who builds them all.
+            with (cache_folder() / "bin" / f".lock-{program.name}").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 if not path(program.name).exists():  # another process may have built it meanwhile
                     start = time.monotonic()
                     _build_one(program, Path(scratch))
-                    print(f"built {program.name} {program.version} in {time.monotonic() - start:.0f} s", flush=True)
+                    print(f"built {program.name} {program.version} in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
 def _build_one(program: Program, scratch: Path) -> None:
@@ -183,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(PROGRAMS)}")
     args = parser.parse_args(argv)
     try:
-        build(args.names or (LIGHT if args.light else PROGRAMS))
+        build(args.names or (LIGHT if args.light else [*LIGHT, *(n for n in PROGRAMS if n not in LIGHT)]))
     except LookupError as error:
         if args.where:  # nothing is there
             return 0
