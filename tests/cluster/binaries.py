@@ -105,7 +105,8 @@ def build(names: Iterable[str] = PROGRAMS) -> None:
                 if not path(program.name).exists():  # another process may have built it meanwhile
                     start = time.monotonic()
                     _build_one(program, Path(scratch))
-                    print(f"built {program.name} {program.version} in {time.monotonic() - start:.0f} s", file=sys.stderr)
+                    seconds = time.monotonic() - start
+                    print(f"built {program.name} {program.version} in {seconds:.0f} s", file=sys.stderr)
 
 
 def _build_one(program: Program, scratch: Path) -> None:
