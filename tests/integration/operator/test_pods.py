@@ -92,7 +92,8 @@ def test_f8_deleted_pod_of_a_job_is_made_up_for_by_its_peers(
     _, player = live(lambda labels, number: End(wait=is_work(labels)))
     obj = operators.synthesis("syn")
     operators.create(kube, namespace, obj)
-    operators.wait_condition(kube, namespace, obj, "Running")
+    # Both have run, or one would be gone before anybody saw it.
+    operators.wait_for(lambda: player.played[namespace, "syn", "synthesis", TASK_WORK] == 2)
     pod = kube.list(PODS, namespace)[0]
     kube.delete(PODS, namespace, pod["metadata"]["name"])
     operators.wait_for(lambda: _failed_indexes(kube, namespace, "syn-synthesis-1"))
