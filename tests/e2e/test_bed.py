@@ -174,6 +174,8 @@ def test_pod_cannot_leave_the_machine(bed):
     probe = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=3)"
     bed.apply(job("out", pod_spec("python3", "-c", probe)))
     bed.wait("the job", lambda: bed.has_condition("job", "out", "Failed"))
+    said = bed.kubectl("logs", "job/out")
+    assert "TimeoutError" in said or "Network is unreachable" in said or "No route to host" in said
 
 
 def test_writes_are_counted_by_user(bed):

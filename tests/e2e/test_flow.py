@@ -146,6 +146,7 @@ def test_02_a_corpus_and_credentials(flow: Flow) -> None:
         client.create_bucket(Bucket=bucket)
     for number, part in enumerate(_documents()):
         client.put_object(Bucket="raw", Key=f"docs/part-{number}.jsonl", Body=part)
+    assert client.list_objects_v2(Bucket="raw")["KeyCount"] == 3
 
 
 def test_03_apply_one_file(flow: Flow) -> None:
@@ -153,6 +154,7 @@ def test_03_apply_one_file(flow: Flow) -> None:
     flow.kubectl("apply", "-f", "-", stdin=PIPELINE.read_text())
     flow.wait("first pod", lambda: flow.pods(kind="Corpus"), 30)
     flow.wait("the corpus is inspected", lambda: flow.phase("corp", f"{NAME}-corpus") == "Complete", 120)
+    assert flow.object("corp", f"{NAME}-corpus")["status"]["counts"]["documents"] == DOCUMENTS
 
 
 def test_04_the_operator_is_killed_a_first_time(flow: Flow) -> None:
@@ -223,11 +225,16 @@ def test_08_suspend_frees_the_pods_and_resume_goes_on(flow: Flow) -> None:
     flow.wait("all pods are gone", freed, 240)
     flow.kubectl("patch", "ipt", NAME, "--type=merge", "-p", '{"spec":{"suspend":false}}')
     flow.wait("it goes on", lambda: flow.phase("ipt", NAME) not in ("Suspended", ""), 60)
+    stages = flow.object("syn", f"{NAME}-synthesis")["status"]["stages"]
+    assert [stage["attempt"] for stage in stages] == [1]  # what was committed is not made again
 
 
 def test_09_complete(flow: Flow) -> None:
     flow.wait("complete", lambda: flow.phase("ipt", NAME) == "Complete", 900)
     flow.kubectl("wait", "--for=condition=Complete", f"ipt/{NAME}", "--timeout=10s")
+    children = flow.object("ipt", NAME)["status"]["childRefs"]
+    assert {flow.phase(ref["kind"], ref["name"]) for ref in children} == {"Complete"}
+    assert len(children) == 7
     print(flow.kubectl("get", "ipt,corp,syn,trn,evl"))
     start = flow.marks["apply"]
     print("\n".join(f"{seconds - start:7.1f} s  {what}" for what, seconds in flow.marks.items()))

@@ -118,6 +118,8 @@ def test_workers_can_be_scaled_in_both_directions(apiserver: ApiServer, restrict
     for count in (8, 1):
         patch = f'{{"spec":{{"parallelism":{count},"completions":{count}}}}}'
         apiserver.kubectl("patch", target, "-n", restricted, "--type=merge", "-p", patch)
+        shape = "jsonpath={.spec.parallelism},{.spec.completions}"
+        assert apiserver.kubectl("get", target, "-n", restricted, "-o", shape) == f"{count},{count}"
 
 
 def missing(ours: Any, theirs: Any, path: str = "") -> list[str]:

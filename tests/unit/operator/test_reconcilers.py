@@ -227,6 +227,19 @@ def test_r11_the_next_attempt_waits_until_the_last_is_gone() -> None:
     assert cluster.created["t-train-2"] == 1
 
 
+def test_f3_a_cache_that_is_behind_starts_no_second_attempt() -> None:
+    cluster, key = start(TRN, lambda step, *_: Runs() if step == "train" else Ends())
+    cluster.settle(rounds=20)
+    assert ("PyTorchJob", "t-train-1") in cluster.objects
+    fresh = cluster.observe
+    cluster.observe = lambda *args, **named: replace(fresh(*args, **named), children={}, pods={})  # type: ignore[method-assign]
+    before = len(cluster.writes)
+    for _ in range(3):
+        cluster.visit(key)
+    assert cluster.created["t-train-2"] == 0
+    assert len(cluster.writes) == before
+
+
 def test_running_out_of_memory_is_said() -> None:
     cluster, key = start(TRN, fail_first(9, Ends(code=137, reason="OOMKilled"), step="train"), backoffLimit=0)
     cluster.settle()
