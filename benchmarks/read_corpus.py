@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import re
 import subprocess
@@ -20,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from environment import command_line, commit, ended, environment
 
 FORMATS = ("jsonl", "jsonl.zst", "parquet")
 SEED = 20261121
@@ -91,6 +89,8 @@ def _batches(items: Iterator[str], count: int) -> Iterator[tuple[int, list[str]]
 
 def inspect_corpus(source: str, output: str) -> dict[str, int]:
     """Run and finalize the inspection; its counts."""
+    from importlib.metadata import version
+
     from instructpt.api.base import StorageSpec
     from instructpt.api.runspec import InspectRun, RunSpec
     from instructpt.api.v1alpha1.corpus import CorpusSource, Split
@@ -169,21 +169,6 @@ def benchmark(format_: str, size: int, folder: Path) -> dict[str, Any]:
         return figures
 
 
-def surroundings(arguments: list[str]) -> dict[str, Any]:
-    """What the figures depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "command": " ".join(["python", "benchmarks/read_corpus.py", *arguments]),
-        "commit": commit or "none",
-        "cpus": os.cpu_count(),
-        "load_average_before": [round(load, 2) for load in os.getloadavg()],
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "seed": SEED,
-        "versions": {name: version(name) for name in ("instructpt", "orjson", "pyarrow", "zstandard")},
-    }
-
-
 def parse_size(text: str) -> int:
     """``2G``, ``30M`` or a number of bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", text)
@@ -203,14 +188,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     parser.add_argument("--folder", type=Path, help="where the corpora are written (default: the system's)")
     options = parser.parse_args(arguments)
-    results = surroundings(arguments)
-    results["formats"] = {}
+    around = environment(("instructpt", "orjson", "pyarrow", "zstandard"), seed=SEED)
+    results: dict[str, Any] = {"command": command_line(), "commit": commit(), "formats": {}}
     for format_ in options.formats.split(","):
         figures = results["formats"][format_] = benchmark(format_, options.bytes, options.folder)
         print(format_, json.dumps(figures), flush=True)
     peak = max(figures[f"{step}_peak_mb"] for figures in results["formats"].values() for step in STEPS)
     results |= {"peak_mb": peak, "limit_mb": options.limit_mb, "within_limit": peak <= options.limit_mb}
-    results["load_average_after"] = [round(load, 2) for load in os.getloadavg()]
+    results["environment"] = ended(around)
     text = json.dumps(results, indent=2, sort_keys=True) + "\n"
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)

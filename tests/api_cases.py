@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instructpt.api.base import ApiModel, Rule
+from instructpt.api.uris import URI_MARK
 from instructpt.api.v1alpha1 import KINDS
 
 MINIMAL: dict[str, dict[str, Any]] = {
@@ -23,7 +24,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "TrainingJob": {
         "storage": {"uri": "/out/model"},
         "init": {"from": "a/b"},
-        "mixture": [{"uri": "/out/pairs"}],
+        "mixture": [{"uri": "/out/pairs", "format": "augmented"}],
         "tokens": 1_000_000,
     },
     "EvaluationJob": {
@@ -74,26 +75,214 @@ REF = {"kind": "Corpus", "name": "c"}
 _TINY = {"preset": "tiny"}
 _POD = "podTemplate"
 
-# Fields that take a URI, one of each sort, with a URI that holds credentials.
-SECRET = "s3://key:secret@lab/x"
-SECRET_URIS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("Corpus", {"uri": SECRET}),
-    ("Corpus", {"storage__uri": SECRET}),
-    ("Corpus", {"endpoint": "https://me:secret@server"}),
-    ("Corpus", {"tokenizer": "https://me:secret@server/x"}),
-    ("SynthesisJob", {"input__uri": SECRET}),
-    ("SynthesisJob", {"synthesizer__model": SECRET}),
-    ("SynthesisJob", {"engine": {"name": "openai", "endpoint": "http://me:secret@server/v1"}}),
-    ("TrainingJob", {"init": {"from": SECRET}}),
-    ("TrainingJob", {"tokenizer": {"from": SECRET}}),
-    ("TrainingJob", {"mixture": [{"uri": SECRET}]}),
-    ("TrainingJob", {"prepared": {"uri": SECRET}}),
-    ("EvaluationJob", {"models": [{"name": "instruct", "uri": SECRET}]}),
-    ("InstructionPretraining", {"corpus__uri": SECRET}),
-    ("InstructionPretraining", {"training__mixture": [{"uri": SECRET}]}),
+GATE = {"metric": "bits-per-byte"}
+TRAINED = {"kind": "TrainingJob", "name": "t"}
+
+# A secret key often holds a slash, so what stands after it looks like a path.
+SECRETS = (
+    "s3://key:secret@lab/x",
+    "s3://AKIAEXAMPLE:wJalr/secretUtn@lab/x",
+    "S3://key:secret@lab",
+    "s3://secret@lab/x",
+    "s3:key:secret@lab/x",
+    "key:se/secret@lab/x",
+    "HTTPS://me:secret@server/x",
+    "https://me:12/secret@server",
+    "gs://key:se/secret@lab",
+    " s3://key:secret@lab/x",
 )
+"""Locations that hold ``secret``, each of which is refused in every field, and never repeated."""
+
+URIS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "place": (
+        ("/a@b", "a/b", "owner/name@main", "s3://lab", "s3://lab/x@y/a:b", "S3://lab/x", "file:///x", "s3://lab/a?b"),
+        ("gs://lab/x", "https://server/x", "s3:/lab/x", "s3://lab/x?versionId=1", "s3://lab?x=1", "builtin://x"),
+    ),
+    "corpus": (
+        ("/data/**/part-?.gz", "s3://lab/x@y/*.jsonl", "s3://lab/[ab]/part-?.gz", "builtin://python-docs"),
+        ("gs://lab/x", "https://server/x", "file:/x", "s3://lab/*.jsonl?versionId=1", "s3://lab#x"),
+    ),
+    "url": (
+        ("http://server:9000", "https://s3.example.com/path", "http://[::1]:9000", "https://server/"),
+        ("server:9000", "s3://lab", "https://server/x?y=1", "https://server#x", "https://", "https://a b"),
+    ),
+}
+"""What each sort of location takes and refuses, by its mark."""
+
+
+def locations(kind: str) -> Iterator[tuple[str, str]]:
+    """Path and sort of every field of a spec that says where something is: ``("models[].uri", "place")``."""
+    schema = KINDS[kind].model_fields["spec"].annotation.model_json_schema(by_alias=True)  # type: ignore[union-attr]
+    return _marked(schema, schema.get("$defs", {}), "")
+
+
+def _marked(node: dict[str, Any], defs: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    if "$ref" in node:
+        yield from _marked(defs[node["$ref"].rsplit("/", 1)[1]], defs, path)
+    for option in node.get("anyOf", ()):
+        yield from _marked(option, defs, path)
+    if URI_MARK in node:
+        yield path, node[URI_MARK]
+    if "items" in node:
+        yield from _marked(node["items"], defs, f"{path}[]")
+    for name, child in node.get("properties", {}).items():
+        yield from _marked(child, defs, f"{path}.{name}".lstrip("."))
+
+
+# Fields without which a section is refused for another reason.
+_NEEDED: dict[str, dict[str, Any]] = {
+    "arms": {"name": "a"},
+    "models": {"name": "instruct"},
+    "prepared": {"uri": "/x"},
+    "sets": {"uri": "/x"},
+    "tune": {"init": _TINY, "tokens": "1M"},
+}
+
+
+def located(kind: str, path: str, value: str) -> dict[str, Any]:
+    """The smallest object with ``value`` at the path of a location."""
+    obj = minimal(kind)
+    node = obj["spec"]
+    *parents, last = path.split(".")
+    for part in parents:
+        name = part.removesuffix("[]")
+        node = node.setdefault(name, [{}])[0] if part.endswith("[]") else node.setdefault(name, {})
+        for needed, given in _NEEDED.get(name, {}).items():
+            node.setdefault(needed, copy.deepcopy(given))
+    node[last] = value
+    return obj
+
+
+COUNTS: tuple[tuple[Any, bool], ...] = (
+    *((value, True) for value in (1, 1_000_000, "1", "8B", "1.5M", "200k", "0.07M", "0.5k", "1.0", "1.50000k", "2T")),
+    *((value, False) for value in (0, -5, "0", "0k", "0.0", "-1", "1.5", "1.2345k", "", "8Q", "8 B", " 8B", "B")),
+)
+"""What a count may be, and what not."""
+
 
 CASES = (
+    Case(
+        "SynthesisJobSpec", "input.ref must name", "SynthesisJob", {"input": {"ref": REF}}, {"input": {"ref": TRAINED}}
+    ),
+    Case(
+        "Synthesizer", "ref must name", "SynthesisJob", {"synthesizer": {"ref": TRAINED}}, {"synthesizer": {"ref": REF}}
+    ),
+    Case(
+        "CorpusFilters",
+        "minWords must not be above",
+        "Corpus",
+        {"filters": {"minWords": 9, "maxWords": 9}},
+        {"filters": {"minWords": 9, "maxWords": 8}},
+    ),
+    Case(
+        "Filters",
+        "minQuestionCharacters must not be above",
+        "SynthesisJob",
+        {"filters__minQuestionCharacters": 9, "filters__maxQuestionCharacters": 9},
+        {"filters__minQuestionCharacters": 9, "filters__maxQuestionCharacters": 8},
+    ),
+    Case(
+        "Filters",
+        "minAnswerCharacters must not be above",
+        "SynthesisJob",
+        {"filters__minAnswerCharacters": 9, "filters__maxAnswerCharacters": 9},
+        {"filters__minAnswerCharacters": 9, "filters__maxAnswerCharacters": 8},
+    ),
+    Case("ModelInit", "ref must name", "TrainingJob", {"init": {"ref": TRAINED}}, {"init": {"ref": REF}}),
+    Case(
+        "MixtureSource",
+        "ref must name",
+        "TrainingJob",
+        {"mixture": [{"ref": {"kind": "SynthesisJob", "name": "s"}}]},
+        {"mixture": [{"ref": TRAINED}]},
+    ),
+    Case(
+        "MixtureSource",
+        "with uri needs format",
+        "TrainingJob",
+        {"mixture": [{"uri": "/x", "format": "text"}]},
+        {"mixture": [{"uri": "/x"}]},
+    ),
+    Case(
+        "TokenizerTrain",
+        "corpus.ref must name",
+        "TrainingJob",
+        {"tokenizer": {"train": {"corpus": {"ref": REF}}}},
+        {"tokenizer": {"train": {"corpus": {"ref": TRAINED}}}},
+    ),
+    Case(
+        "Candidate",
+        "ref must name",
+        "EvaluationJob",
+        {"models": [{"name": "instruct", "ref": TRAINED}]},
+        {"models": [{"name": "instruct", "ref": REF}]},
+    ),
+    Case(
+        "EvaluationJobSpec",
+        "corpus.ref must name",
+        "EvaluationJob",
+        {"corpus": {"ref": REF}},
+        {"corpus": {"ref": TRAINED}},
+    ),
+    *(
+        Case(
+            f"{kind}Spec",
+            f"{name}.uri must have at most",
+            kind,
+            {f"{name}__uri": "s3://lab/".ljust(limit, "x")},
+            {f"{name}__uri": "s3://lab/".ljust(limit + 1, "x")},
+        )
+        for kind, name, limit in (
+            ("Corpus", "storage", 960),
+            ("SynthesisJob", "storage", 960),
+            ("TrainingJob", "storage", 960),
+            ("TrainingJob", "prepared", 960),
+            ("EvaluationJob", "storage", 960),
+            ("InstructionPretraining", "storage", 896),
+        )
+    ),
+    Case(
+        "EvaluationSettings",
+        "tasks must differ",
+        "EvaluationJob",
+        {"tasks": ["bits-per-byte", "qa-exact-match"]},
+        {"tasks": ["bits-per-byte", "bits-per-byte"]},
+    ),
+    Case(
+        "EvaluationSettings",
+        "gate.metric must be one of",
+        "EvaluationJob",
+        {"baseline": "instruct", "gate": GATE},
+        {"baseline": "instruct", "gate": GATE, "tasks": ["qa-exact-match"]},
+    ),
+    Case(
+        "EvaluationJobSpec", "needs baseline", "EvaluationJob", {"baseline": "instruct", "gate": GATE}, {"gate": GATE}
+    ),
+    Case(
+        "InstructionPretrainingSpec",
+        "arms x seeds",
+        "InstructionPretraining",
+        {"arms": [{"name": f"a{n}"} for n in range(16)], "seeds": [1, 2, 3, 4]},
+        {"arms": [{"name": f"a{n}"} for n in range(13)], "seeds": [1, 2, 3, 4, 5]},
+    ),
+    Case(
+        "EnvVar",
+        "must not set",
+        "Corpus",
+        {_POD: {"env": [{"name": "HF_HOME", "value": "/cache"}, {"name": "INSTRUCTPT_LOG_LEVEL", "value": "DEBUG"}]}},
+        {_POD: {"env": [{"name": "INSTRUCTPT_SCRATCH", "value": "/cache"}]}},
+    ),
+    Case(
+        "PodResources",
+        "no request may be above its limit",
+        "Corpus",
+        {
+            _POD: {
+                "resources": {"requests": {"memory": "1024Mi", "cpu": "500m"}, "limits": {"memory": "1Gi", "cpu": "1"}}
+            }
+        },
+        {_POD: {"resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}}},
+    ),
     Case("Input", "exactly one of uri and ref", "SynthesisJob", {"input": {"ref": REF}}, {"input": {}}),
     Case(
         "Split",
@@ -136,6 +325,13 @@ CASES = (
         "SynthesisJob",
         {"synthesizer": {"ref": {"kind": "TrainingJob", "name": "t"}}},
         {"synthesizer": ...},
+    ),
+    Case(
+        "SynthesisJobSpec",
+        "neither for strategies of rules",
+        "SynthesisJob",
+        {"strategy": "ours", "engine": {"name": "mined"}, "synthesizer": ...},
+        {"strategy": "ours", "engine": {"name": "mined"}},
     ),
     Case(
         "ModelInit",
@@ -200,6 +396,13 @@ CASES = (
         "InstructionPretraining",
         {"synthesis": {"synthesizer": {"ref": {"kind": "TrainingJob", "name": "t"}}}},
         {"synthesis": {}},
+    ),
+    Case(
+        "PipelineSynthesis",
+        "none of them for strategies of rules",
+        "InstructionPretraining",
+        {"synthesis": {"strategy": "ours", "engine": {"name": "mined"}}},
+        {"synthesis": {"strategy": "ours", "engine": {"name": "mined"}, "synthesizer": {"model": "a/b"}}},
     ),
     Case(
         "Arm",

@@ -34,6 +34,7 @@ NEEDED = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 CRDS = Path(__file__).resolve().parents[1] / "manifests" / "crds"
 START_SECONDS = 120.0
 CONTROLLERS = (
+    "clusterrole-aggregation-controller",
     "namespace-controller",
     "garbage-collector-controller",
     "job-controller",
@@ -211,7 +212,7 @@ def api_server(scratch: Path, *, controllers: bool = False) -> Iterator[ApiServe
 
     Args:
         scratch: An empty folder.
-        controllers: Also run the controllers of namespaces, garbage, Jobs and service accounts.
+        controllers: Also run the controllers of namespaces, garbage, Jobs, service accounts and aggregated roles.
     """
     binaries.build(NEEDED)
     server = _start(scratch)

@@ -59,6 +59,8 @@ def run(kubeconfig: str, namespace: str, notes: str, kill: str) -> None:
     executor._before = lambda verb, ref: note("before", verb, ref)
     executor._after = lambda verb, ref: note("after", verb, ref)
     operator.start()
+    operators.wait_for(lambda: operator.manager.caches.synced, seconds=600)
+    Path(f"{notes}.{os.getpid()}").touch()  # what it decides from now on, it decides from full caches
     signal.pause()
 
 

@@ -53,7 +53,7 @@ class History:
         """Attempts of the workers of a step, in the order of their creation."""
         found: dict[str, int] = {}
         for _, obj in self.of(namespace, kind):
-            labels = obj["metadata"]["labels"]
+            labels = obj["metadata"].get("labels") or {}
             if (labels.get("instructpt.dev/step"), labels.get("instructpt.dev/task")) == (step, "work"):
                 found.setdefault(obj["metadata"]["uid"], int(labels[LABEL_ATTEMPT]))
         return list(found.values())
@@ -77,7 +77,9 @@ class History:
             living: dict[tuple[str, str, str], str] = {}
             for type_, obj in self.of(namespace, kind):
                 meta = obj["metadata"]
-                labels = meta["labels"]
+                labels = meta.get("labels") or {}
+                if "instructpt.dev/name" not in labels:  # somebody else's
+                    continue
                 key = (labels["instructpt.dev/name"], labels["instructpt.dev/step"], labels["instructpt.dev/task"])
                 if type_ == "ADDED":
                     assert key not in living, f"{meta['name']} was created beside {living[key]}"

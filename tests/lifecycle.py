@@ -8,11 +8,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from instructpt.plan.naming import LABEL_NAME
+from instructpt.plan.naming import LABEL_NAME, LABEL_STEP, LABEL_TASK, TASK_WORK
 from instructpt_operator.runtime.client import ApiError, KubeClient, ResourceType
 from instructpt_operator.types import JOBS, OURS
 
@@ -22,8 +22,6 @@ CASES = Path(__file__).parents[1] / "docs" / "user-guides" / "lifecycle-cases.js
 WRITE = os.environ.get("INSTRUCTPT_WRITE_DOCS") == "1"
 SHOWN_SECONDS = 15.0
 """From the moment when Kubernetes knows to the condition on our object."""
-MARGIN_SECONDS = 10.0
-"""What a machine under load may add to it before a test gives up."""
 
 PODS = ResourceType(api_version="v1", kind="Pod", plural="pods")
 EVENTS = ResourceType(api_version="v1", kind="Event", plural="events")
@@ -37,6 +35,12 @@ class Seen:
     pods: list[Object]
     events: list[Object]
     jobs: list[Object]
+
+    def of(self, step: str) -> Seen:
+        """The same, of the workers of one step alone."""
+        wanted = {LABEL_STEP: step, LABEL_TASK: TASK_WORK}
+        pods = [p for p in self.pods if wanted.items() <= p["metadata"]["labels"].items()]
+        return replace(self, pods=pods)
 
     def waits(self, *reasons: str) -> bool:
         """Whether a pod's container waits for one of these reasons."""
@@ -87,8 +91,11 @@ class Case:
         do: What the user does about it, for the docs.
         shows: Condition and reason.
         says: Part of the message: what to do.
+        about: Part of the message that tells it from the same condition for another cause, such as a busy node.
         knows: Whether Kubernetes knows of it by now.
         before: Objects of Kubernetes that are there before.
+        start: Creates the object, and does what has to be done around that; in a thread of its own. Without one the
+            object is just created.
         fix: Does what the user would; the object must then become Complete. Without one it has failed, and stays so.
         namespace: Which of the two namespaces of the test.
     """
@@ -99,8 +106,10 @@ class Case:
     do: str
     shows: tuple[str, str]
     says: str
+    about: str = ""
     knows: Callable[[Seen], bool] = lambda seen: True
     before: tuple[Object, ...] = ()
+    start: Callable[[Any], None] | None = None
     fix: Callable[[Any], None] | None = None
     namespace: int = 0
 
@@ -170,7 +179,7 @@ class Watcher(threading.Thread):
             mark.history.append(true)
         for condition in conditions:
             says = condition["status"] == "True" and (condition["type"], condition["reason"]) == case.shows
-            if says and mark.shown is None:
+            if says and case.about in condition["message"] and mark.shown is None:
                 mark.shown, mark.condition = now, condition
 
 
@@ -179,8 +188,11 @@ def normalised(text: str, case: Case, namespace: str, endpoint: str) -> str:
     name = re.escape(case.object["metadata"]["name"])
     text = text.replace(endpoint, "<endpoint>").replace(namespace, "<namespace>")
     text = re.sub(rf"\b{name}-[a-z]+(-finalize)?-\d+(-\d+)?-([a-z0-9]{{5}}\b)?", "<pod>", text)
+    text = text.replace("<pod>master-0", "<pod of the master>").replace("<pod>worker-0", "<pod of the worker>")
     text = re.sub(r"\b\d+\.\d+\.\d+\.\d+(:\d+)?(->)?", "<address>", text)
     text = re.sub(r"(<address>)+", "<address>", text)
+    text = re.sub(r"\betag [0-9a-f]{32}\b", "etag ...", text)
+    text = re.sub(r"\bfound [0-9a-f]{32}\b", "found ...", text)
     return re.sub(r"\b\d+/\d+ nodes are available: .*?(?=; add nodes)", "0/<n> nodes are available: ...", text)
 
 

@@ -45,6 +45,23 @@ def secret(name: str, **data: str) -> Object:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}
 
 
+def training(name: str, **spec: Any) -> Object:
+    """A TrainingJob of a master and a worker over text of this run; it ends after a few steps."""
+    base = {
+        "storage": {"uri": f"{DOCUMENTS}/{name}", **access()},
+        "mixture": [{"uri": f"{DOCUMENTS}/docs/good/*", "format": "jsonl", "name": "text", **access()}],
+        "init": {"preset": "tiny", "config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                                              "num_attention_heads": 4, "num_key_value_heads": 4}},
+        "tokenizer": {"train": {"vocabSize": 300}},
+        "tokens": 2000,
+        "sequenceLength": 64,
+        "globalBatchRows": 2,
+        "microBatchRows": 1,
+        "maxRepeats": 50,
+    }  # fmt: skip
+    return operators.training(name, **{**base, **spec})
+
+
 def foreign_job(name: str) -> Object:
     container = {"name": "main", "image": NSLOOKUP, "imagePullPolicy": "Never", "command": ["true"]}
     template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
@@ -159,8 +176,65 @@ def _blocked() -> Iterator[Case]:
     )  # fmt: skip
 
 
+GANG = training("gang")
+GANG_EDITS: tuple[tuple[str, Object], ...] = (
+    ("training that finds no node", NOT_STARTING["podTemplate"]),
+    ("training whose image cannot be pulled", {"image": NOWHERE, "imagePullPolicy": "IfNotPresent"}),
+    ("training that lacks a Secret", env_from("secretKeyRef", "training-tokens", "hub")),
+)
+"""What goes wrong with one training, one after the other: in the end it completes."""
+GANG_STEP = "step train: "
+"""Not one of its preparation, which may wait for a busy node as well."""
+
+
+def _gang() -> Iterator[Case]:
+    """Cases of a PyTorchJob. Its worker waits in the training operator's init container while the master is stuck."""
+    unschedulable, image, lacking = (name for name, _ in GANG_EDITS)
+    yield Case(
+        name=unschedulable, object=GANG,
+        why="No node fits a pod of the gang; the others wait for it.",
+        do="Add nodes or GPUs, or correct `podTemplate`; the stuck attempt is replaced and counts as no failure.",
+        shows=("Blocked", Reason.UNSCHEDULABLE), says="change podTemplate.nodeSelector", about=GANG_STEP,
+        knows=lambda seen: seen.of("train").unschedulable(), fix=edit(GANG, podTemplate=None),
+    )  # fmt: skip
+    yield Case(
+        name=image, object=GANG,
+        why="The master's image cannot be pulled. The worker waits for the master in an init container that the "
+        "training operator adds: that is no fault of its own, and is not what is told.",
+        do="Correct `podTemplate.image` or add `podTemplate.imagePullSecrets`; the stuck attempt is replaced.",
+        shows=("Blocked", Reason.IMAGE_PULL), says="set podTemplate.image", about=GANG_STEP,
+        knows=lambda seen: seen.of("train").waits("ErrImagePull", "ImagePullBackOff"), fix=edit(GANG, podTemplate=None),
+    )  # fmt: skip
+    yield Case(
+        name=lacking, object=GANG,
+        why="`podTemplate.env` takes a value from a Secret that is not in this namespace.",
+        do="Create it; the pods that wait start by themselves.",
+        shows=("Blocked", Reason.SECRET_MISSING), says="create the Secret", about=GANG_STEP,
+        knows=lambda seen: seen.of("train").waits("CreateContainerConfigError"),
+        fix=lambda world: world.apply(secret("training-tokens", hub="x")),
+    )  # fmt: skip
+
+
+def _change_after_inspection(world: Any) -> None:
+    """A corpus is inspected, then one of its objects is written anew, then a synthesis reads it."""
+    source = corpus("changes", documents="changes")
+    world.create(source)
+    world.wait(source, "Complete", seconds=200)
+    world.put("docs/changes/part.jsonl", b'{"text": "Another text than was inspected."}')
+    world.create(CHANGED)
+
+
+CHANGED = synthesis("over-changed", "changes")
+
+
 def _failing() -> Iterator[Case]:
     """Cases that a worker finds out, or the clock."""
+    yield Case(
+        name="micro-shard that has changed", object=CHANGED, start=_change_after_inspection,
+        why="An object of the corpus was written anew, damaged or deleted after the corpus was inspected.",
+        do="Put the object back, or inspect the corpus again into an empty storage.",
+        shows=("Failed", Reason.CORPUS_REFUSED), says="inspect the corpus again", knows=lambda seen: seen.ended(),
+    )  # fmt: skip
     yield Case(
         name="wrong credentials", object=corpus("wrong-keys", secret="wrong"),
         before=(secret("wrong", AWS_ACCESS_KEY_ID="somebody", AWS_SECRET_ACCESS_KEY="else"),),
@@ -222,8 +296,9 @@ def _failing() -> Iterator[Case]:
     yield Case(
         name="out of memory", object=synthesis("small", input=source, engine=engine),
         why="A worker used more than its memory limit.",
-        do=f"Raise `resources.memory`, or lower what it holds at once. {IN_NEW_OBJECT}",
-        shows=("Running", Reason.OUT_OF_MEMORY), says="raise resources.memory",
+        do="Raise `podTemplate.resources.limits.memory`: that may be done at any time and holds from the next attempt. "
+        f"Or raise `resources.memory` of the stage, or lower what it holds at once. {IN_NEW_OBJECT}",
+        shows=("Running", Reason.OUT_OF_MEMORY), says="raise podTemplate.resources.limits.memory",
         knows=lambda seen: seen.ended(reason="OOMKilled"),
     )  # fmt: skip
     yield Case(
@@ -242,4 +317,5 @@ def _age(moment: str | None) -> float:
 
 
 CASES = (*_blocked(), *_failing())
-ORDER = [case.name for case in CASES]
+GANG_CASES = tuple(_gang())
+ORDER = [case.name for case in (*_blocked(), *GANG_CASES, *_failing())]

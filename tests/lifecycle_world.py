@@ -99,6 +99,10 @@ class World:
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{self.namespace}/{prefix}")
         return {o["Key"]: o["ETag"] for page in pages for o in page.get("Contents", ())}
 
+    def put(self, name: str, body: bytes) -> None:
+        """Write an object of this run on S3."""
+        self.s3.put_object(Bucket=BUCKET, Key=f"{self.namespace}/{name}", Body=body)
+
     def start_operator(self) -> None:
         running = Operator(
             operators.settings(self.namespace, watchNamespaces=list(self.namespaces), **self.settings),
@@ -117,12 +121,17 @@ class World:
 @contextlib.contextmanager
 def running(layout: Layout) -> Iterator[World]:
     """Two namespaces with Secrets, documents on S3, and the operator with the intervals of the chart."""
-    refs = images.load(["operator"])
+    refs = images.load(["operator", "trainer"])
     image = {"cpu": refs["operator"], "cuda": refs["operator"]}  # rules need no model, so this image has all of it
     settings = {
         # From here pods have no address, so there is nothing to ask for progress; their state is what matters.
         "progress": {"enabled": False, "intervalSeconds": 10},
-        "images": {"operator": {"cpu": refs["operator"]}, "synthesizer": image, "pullPolicy": "Never"},
+        "images": {
+            "operator": {"cpu": refs["operator"]},
+            "synthesizer": image,
+            "trainer": {"cpu": refs["trainer"], "cuda": refs["trainer"]},
+            "pullPolicy": "Never",
+        },
     }
     client = KubeClient.connect(str(layout.kubeconfig))
     install_crds(layout, client)
@@ -188,9 +197,10 @@ def put_documents(world: World) -> None:
     files = {
         "good/part.jsonl": lines(40),
         "many/part.jsonl": lines(200),
+        "changes/part.jsonl": lines(40),
         "few-bad/part.jsonl": lines(199, broken=1),
         "bad/part.jsonl": lines(6, broken=4),
         "damaged/part.parquet": b"PAR1" + b"\0" * 64,
     }
     for name, body in files.items():
-        world.s3.put_object(Bucket=BUCKET, Key=f"{world.namespace}/docs/{name}", Body=body)
+        world.put(f"docs/{name}", body)

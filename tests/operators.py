@@ -65,7 +65,9 @@ def running(kubeconfig: Path, namespace: str, **changes: Any) -> Iterator[Operat
 def hasten(operator: Operator, *, retry_seconds: float = 0.2, start_seconds: float = 0.3) -> None:
     """Shorten the waits that no setting is for."""
     manager = operator.manager
-    manager._config = replace(manager._config, retry_seconds=retry_seconds, start_seconds=start_seconds)
+    manager._config = replace(
+        manager._config, retry_seconds=retry_seconds, start_seconds=start_seconds, blocked_seconds=1.0
+    )
 
 
 def config_file(folder: Path, namespace: str, **changes: Any) -> Path:

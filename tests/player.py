@@ -23,7 +23,7 @@ PYTORCHJOBS = ResourceType(api_version="kubeflow.org/v1", kind="PyTorchJob", plu
 MANAGED = f"{MANAGED_BY}={OPERATOR}"
 NOT_ENDED = "status.phase!=Succeeded,status.phase!=Failed"
 STOPPED = 75
-UNSCHEDULABLE = "Unschedulable"
+UNSCHEDULABLE, DISRUPTED = "Unschedulable", "DisruptionTarget"
 LONG_AGO = "2020-01-01T00:00:00Z"
 """When containers ended, as the Job controller is told: its back-off is then over at once."""
 
@@ -66,14 +66,26 @@ def all_well(labels: Mapping[str, str], number: int) -> End:
 
 @dataclass
 class Player:
-    """One thread over one namespace, or all of them; use as a context manager."""
+    """One thread over one namespace, or all of them; use as a context manager.
+
+    Attributes:
+        nodes: Pods are bound to these in turn. Without any they are bound to none, and one that is deleted is gone as
+            soon as nothing holds it; on a node it stays until the kubelet has seen it end.
+        dead: Nodes whose kubelet does and says nothing any more.
+        stopped: Exit code of workers that are asked to leave.
+    """
 
     client: KubeClient
     namespace: str | None
     script: Script = all_well
+    nodes: tuple[str, ...] = ()
+    dead: set[str] = field(default_factory=set)
+    stopped: int = STOPPED
     played: Counter[tuple[str, ...]] = field(default_factory=Counter)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    _bound: int = 0
+    _turns: int = 0
     _done: dict[str, Any] = field(default_factory=dict)
     _free: set[str] = field(default_factory=set)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -92,6 +104,14 @@ class Player:
     def release(self, step: str) -> None:
         """Let the waiting workers of a step end."""
         self._free.add(step)
+
+    def lose(self, pod: Mapping[str, Any]) -> None:
+        """What the pod garbage collector does to a pod whose node is gone: it is Failed, and deleted by force."""
+        meta = pod["metadata"]
+        lost = {"type": DISRUPTED, "status": "True", "reason": "DeletionByPodGC"}
+        status = {"phase": "Failed", "conditions": [*_others(pod, DISRUPTED), lost]}
+        self.client.merge_patch(PODS, meta["namespace"], meta["name"], {"status": status}, subresource="status")
+        remove(self.client, pod)
 
     def forget(self) -> None:
         """Ask the script anew what happens to pods that have not ended."""
@@ -117,11 +137,17 @@ class Player:
             raise
 
     def _play(self, pod: dict[str, Any]) -> None:
-        meta = pod["metadata"]
+        meta, node = pod["metadata"], pod["spec"].get("nodeName")
         labels, uid = meta["labels"], meta["uid"]
-        if "deletionTimestamp" in meta:  # a worker that is asked to stop leaves with this
-            self._end(pod, End(STOPPED))
+        if node in self.dead:
             return
+        if "deletionTimestamp" in meta:  # a worker that is asked to stop leaves with this
+            self._end(pod, End(self.stopped))
+            if node is not None:
+                remove(self.client, pod)
+            return
+        if self.nodes and node is None:
+            self._bind(pod)
         if uid not in self._done:
             key = (meta["namespace"], labels[LABEL_NAME], labels[LABEL_STEP], labels[LABEL_TASK])
             self._done[uid] = self.script(labels, self.played[key])
@@ -133,6 +159,13 @@ class Player:
             self._status(pod, "Running", {"running": {"startedAt": _started(pod)}})
         else:
             self._end(pod, act)
+
+    def _bind(self, pod: dict[str, Any]) -> None:
+        meta, node = pod["metadata"], self.nodes[self._bound % len(self.nodes)]
+        self._bound += 1
+        target = {"apiVersion": "v1", "kind": "Node", "name": node}
+        body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": meta["name"]}, "target": target}
+        self.client.request("POST", PODS.path(meta["namespace"], meta["name"], "binding"), body=body)
 
     def _end(self, pod: dict[str, Any], end: End) -> None:
         message = end.message
@@ -159,7 +192,7 @@ class Player:
             "uri": spec["output"]["uri"],
             "digest": f"sha256:{digest}",
             "counts": {"documents": 100, "augmented": 100, "raw": 0, "dead_letters": 0, "pairs": 300, "steps": 50},
-            "scores": {"loss": 2.5},
+            "scores": {"final_loss": 2.5},
         }
         self.results[spec["output"]["uri"]] = result
         return result
@@ -170,9 +203,12 @@ class Player:
             {"name": c["name"], "image": c["image"], "imageID": "", "ready": running, "restartCount": 0, "state": state}
             for c in pod["spec"]["containers"]
         ]
-        conditions = [{"type": "Ready", "status": "True" if running else "False"}]
-        if disrupted:
-            conditions.append({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"})
+        told = [
+            c for c in pod.get("status", {}).get("conditions", ()) if c["type"] == DISRUPTED
+        ]  # by whoever evicted it
+        conditions = [{"type": "Ready", "status": "True" if running else "False"}, *told]
+        if disrupted and not told:
+            conditions.append({"type": DISRUPTED, "status": "True", "reason": "PreemptionByScheduler"})
         status = {"phase": phase, "containerStatuses": containers, "conditions": conditions, "startTime": LONG_AGO}
         self._write(pod, status)
 
@@ -195,11 +231,22 @@ class Player:
     def _train(self, job: dict[str, Any]) -> None:
         """Create the pods of a PyTorchJob that are missing, and judge it by them."""
         conditions = {c["type"] for c in job.get("status", {}).get("conditions", ()) if c["status"] == "True"}
-        if "deletionTimestamp" in job["metadata"] or conditions & {"Succeeded", "Failed"}:
+        if "deletionTimestamp" in job["metadata"]:
             return
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         selector = f"training.kubeflow.org/job-name={name}"
         pods = self.client.list(PODS, namespace, label_selector=selector)
+        if conditions & {"Succeeded", "Failed"}:
+            self._clean_up(pods, ("Running", "Pending"))
+            return
+        if job["spec"]["runPolicy"].get("suspend"):
+            self._clean_up(pods, ("Running", "Pending", None))
+            if "Suspended" not in conditions:
+                self._judge(job, "Suspended")
+            return
+        if "Suspended" in conditions:
+            self._judge(job, "Suspended", holds=False)
+            return
         made = self._create_pods(job, {p["metadata"]["name"] for p in pods})
         if made:
             if "Created" not in conditions:
@@ -207,11 +254,20 @@ class Player:
             return
         phases = [p.get("status", {}).get("phase") for p in pods]
         if "Failed" in phases:
+            if "backoffLimit" in job["spec"]["runPolicy"]:  # as release 1.9 does: nobody can read what they left
+                self._clean_up(pods, ("Running", "Pending", "Failed", "Succeeded"))
             self._judge(job, "Failed")
         elif all(p == "Succeeded" for p in phases):
             self._judge(job, "Succeeded")
         elif "Running" in phases and "Running" not in conditions:
             self._judge(job, "Running")
+
+    def _clean_up(self, pods: list[dict[str, Any]], phases: tuple[str, ...]) -> None:
+        """With ``cleanPodPolicy: Running`` what has not ended is deleted once the whole has."""
+        for pod in pods:
+            meta = pod["metadata"]
+            if pod.get("status", {}).get("phase") in phases and "deletionTimestamp" not in meta:
+                self.client.delete(PODS, meta["namespace"], meta["name"])
 
     def _create_pods(self, job: dict[str, Any], there: set[str]) -> int:
         meta, made = job["metadata"], 0
@@ -241,16 +297,45 @@ class Player:
         }
         self.client.create(PODS, pod)
 
-    def _judge(self, job: dict[str, Any], type_: str) -> None:
-        before = job.get("status", {}).get("conditions", [])
-        condition = {"type": type_, "status": "True", "reason": f"PyTorchJob{type_}", "message": type_,
-                     "lastTransitionTime": LONG_AGO, "lastUpdateTime": LONG_AGO}  # fmt: skip
-        kept = [{**c, "status": "False"} if type_ in ("Succeeded", "Failed") and c["type"] == "Running" else c
-                for c in before]  # fmt: skip
-        status = {"conditions": [*kept, condition], "replicaStatuses": {}}
+    def _judge(self, job: dict[str, Any], type_: str, *, holds: bool = True) -> None:
+        self._turns += 1
+        turned = f"2020-01-01T{self._turns // 3600:02}:{self._turns // 60 % 60:02}:{self._turns % 60:02}Z"
+        condition = {"type": type_, "status": str(holds), "reason": f"PyTorchJob{type_}", "message": type_,
+                     "lastTransitionTime": turned, "lastUpdateTime": turned}  # fmt: skip
+        ends_running = type_ in ("Succeeded", "Failed", "Suspended")
+        kept = [{**c, "status": "False"} if ends_running and c["type"] == "Running" else c
+                for c in _others(job, type_)]  # fmt: skip
+        replicas = {
+            role: {"active": spec.get("replicas", 1) if type_ == "Running" else 0}
+            for role, spec in job["spec"]["pytorchReplicaSpecs"].items()
+        }
+        status = {"conditions": [*kept, condition], "replicaStatuses": replicas}
         self.client.merge_patch(
             PYTORCHJOBS, job["metadata"]["namespace"], job["metadata"]["name"], {"status": status}, subresource="status"
         )
+
+
+def _others(obj: Mapping[str, Any], type_: str) -> list[dict[str, Any]]:
+    """Conditions of other types."""
+    return [c for c in obj.get("status", {}).get("conditions", ()) if c["type"] != type_]
+
+
+def remove(client: KubeClient, pod: Mapping[str, Any]) -> None:
+    """Delete a pod without waiting for its kubelet."""
+    meta = pod["metadata"]
+    body = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}}
+    try:
+        client.request("DELETE", PODS.path(meta["namespace"], meta["name"]), body=body)
+    except ApiError as error:
+        if error.status not in (404, 409):
+            raise
+
+
+def evict(client: KubeClient, pod: Mapping[str, Any]) -> None:
+    """As ``kubectl drain`` does: by the API for evictions, which marks the pod and deletes it."""
+    meta = pod["metadata"]
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": meta["name"]}}
+    client.request("POST", PODS.path(meta["namespace"], meta["name"], "eviction"), body=body)
 
 
 def _started(pod: Mapping[str, Any]) -> str:

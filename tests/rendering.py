@@ -34,7 +34,11 @@ POD_TEMPLATE: dict[str, Any] = {
     "nodeSelector": {"pool": "gpu"},
     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
     "affinity": {"podAntiAffinity": {}},
-    "env": [{"name": "HOME", "value": "/root"}, {"name": "NCCL_DEBUG", "value": "WARN"}],
+    "resources": {
+        "requests": {"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "50Gi"},
+        "limits": {"ephemeral-storage": "100Gi"},
+    },
+    "env": [{"name": "HF_HOME", "value": "/data/hub"}, {"name": "NCCL_DEBUG", "value": "WARN"}],
     "envFrom": [{"secretRef": {"name": "hub"}}],
     "volumes": [
         {"name": "models", "persistentVolumeClaim": {"claimName": "models"}},

@@ -109,12 +109,13 @@ def rclone_binary() -> Path:
 
 
 @contextlib.contextmanager
-def versitygw(scratch: Path, *, port: int | None = None) -> Iterator[S3Server]:
+def versitygw(scratch: Path, *, port: int | None = None, options: tuple[str, ...] = ()) -> Iterator[S3Server]:
     """A gateway over ``scratch/data``; metadata in a folder beside it, so extended attributes are not needed.
 
     Args:
         scratch: An empty folder, or one that an earlier server used.
         port: To come back on the same port after an outage.
+        options: More of the program's options.
 
     Raises:
         LookupError: Go is absent (the message is :data:`NO_GO`).
@@ -126,7 +127,17 @@ def versitygw(scratch: Path, *, port: int | None = None) -> Iterator[S3Server]:
     data, sidecar = scratch / "data", scratch / "sidecar"
     data.mkdir(parents=True, exist_ok=True)
     sidecar.mkdir(exist_ok=True)
-    argv = [str(binary), "--quiet", "--port", f"127.0.0.1:{port}", "posix", "--sidecar", str(sidecar), str(data)]
+    argv = [
+        str(binary),
+        "--quiet",
+        "--port",
+        f"127.0.0.1:{port}",
+        *options,
+        "posix",
+        "--sidecar",
+        str(sidecar),
+        str(data),
+    ]
     env = {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
     with _running("versitygw", argv, env, port, data, scratch) as server:
         yield server
@@ -210,14 +221,15 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Pat
 class CuttingProxy:
     """A TCP proxy that cuts the connection after ``limit`` bytes of an answer, for the first ``cuts`` connections.
 
+    With ``uploads`` it is the bytes of requests that count.
     What a real server does only when it dies at the right moment.
     """
 
-    def __init__(self, upstream: str, *, limit: int, cuts: int) -> None:
+    def __init__(self, upstream: str, *, limit: int, cuts: int, uploads: bool = False) -> None:
         import threading
 
         self._upstream = ("127.0.0.1", int(upstream.rsplit(":", 1)[1]))
-        self._limit = limit
+        self._limits = (limit, None) if uploads else (None, limit)
         self.left = cuts
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -244,9 +256,9 @@ class CuttingProxy:
         import threading
 
         with client, socket.create_connection(self._upstream) as server:
-            upwards = threading.Thread(target=self._copy, args=(client, server, None), daemon=True)
+            upwards = threading.Thread(target=self._copy, args=(client, server, self._limits[0]), daemon=True)
             upwards.start()
-            self._copy(server, client, self._limit)
+            self._copy(server, client, self._limits[1])
             upwards.join()
 
     def _copy(self, source: socket.socket, sink: socket.socket, limit: int | None) -> None:

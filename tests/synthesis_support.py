@@ -17,11 +17,15 @@ from instructpt.api.runspec import InspectRun, ResolvedInput, RunSpec, StageResu
 from instructpt.api.v1alpha1.corpus import CorpusSource, Split
 from instructpt.api.v1alpha1.synthesisjob import SynthesisSettings
 from instructpt.corpus import inspect as corpus_inspect
+from instructpt.corpus.document import Document
 from instructpt.corpus.shards import iter_augmented
 from instructpt.storage import open_store
 from instructpt.synthesis import worker
 from instructpt.synthesis.engine import BaseEngine, Completion, GenerationRequest
+from instructpt.synthesis.microshard import MicroShard, OpenShard
+from instructpt.synthesis.stream import Stream
 from instructpt.synthesis.tokenization import PromptTokenizer
+from instructpt.synthesis.writers import Recipe, Writer
 from instructpt.telemetry.context import WorkerContext
 
 DRIVER = Path(__file__).with_name("synthesis_driver.py")
@@ -50,11 +54,30 @@ class CharacterBackend:
         return "".join(SPECIAL[i] if i < len(SPECIAL) else chr(i - len(SPECIAL)) for i in ids)
 
 
+class WholeTextBackend:
+    """A tokenizer of one token for a whole text, so that no prompt is ever too long; BOS and EOS are tokens."""
+
+    def __init__(self) -> None:
+        self._texts = list(SPECIAL)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: index for index, token in enumerate(SPECIAL)}
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        self._texts.append(text)
+        return [*([0] if add_special_tokens else []), len(self._texts) - 1]
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        return "".join(self._texts[i] for i in ids)
+
+
 class ScriptedEngine(BaseEngine):
     """Answers prompts by a function of their text; an exception it returns is raised. Finishes in a shuffled order."""
 
-    def __init__(self, script: Callable[[str], str | Exception], *, seed: int = 0, window: int = 100_000) -> None:
-        super().__init__(PromptTokenizer(CharacterBackend()), window, 8)
+    def __init__(
+        self, script: Callable[[str], str | Exception], *, seed: int = 0, window: int = 100_000, backend: Any = None
+    ) -> None:
+        super().__init__(PromptTokenizer(backend or CharacterBackend()), window, 8)
         self._script = script
         self._rng = random.Random(seed)
         self.prompts: list[str] = []
@@ -67,7 +90,50 @@ class ScriptedEngine(BaseEngine):
         answer = self._script(prompt)
         if isinstance(answer, Exception):
             raise answer
-        return Completion(token_ids=tuple(self.tokenizer.encode(answer)), text=answer, finish_reason="stop")
+        ids = (*self.tokenizer.encode(answer), *request.stop_ids[:1])
+        return Completion(token_ids=ids, text=answer, finish_reason="stop")
+
+
+class ListShards:
+    """Micro-shards from a list, for a stream; keeps what comes out."""
+
+    def __init__(self, shards: Sequence[OpenShard]) -> None:
+        self.waiting = list(shards)
+        self.opened: list[str] = []
+        self.made: dict[str, MicroShard] = {}
+        self.losing: list[str] = []
+        self.dropped: list[str] = []
+
+    async def next(self) -> OpenShard | None:
+        await asyncio.sleep(0)
+        if not self.waiting:
+            return None
+        shard = self.waiting.pop(0)
+        self.opened.append(shard.name)
+        return shard
+
+    async def done(self, shard: OpenShard) -> None:
+        self.made[shard.name] = shard.close()
+
+    def lost(self) -> list[str]:
+        lost, self.losing = self.losing, []
+        return lost
+
+    async def drop(self, shard: str) -> None:
+        self.dropped.append(shard)
+
+
+def synthesize(
+    documents: Sequence[Document], recipe: Recipe, writer: Writer, *, concurrency: int, name: str = "s"
+) -> MicroShard:
+    """One micro-shard through a stream of its own."""
+
+    async def main() -> MicroShard:
+        shards = ListShards([OpenShard(name, documents, recipe)])
+        await Stream(shards, writer, lanes=concurrency).run()
+        return shards.made[name]
+
+    return asyncio.run(main())
 
 
 def context(scratch: Path, worker_id: str = "worker-0") -> WorkerContext:

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
+
+from instructpt.api.rules import Rule as Rule
+from instructpt.api.uris import CorpusUri as CorpusUri
+from instructpt.api.uris import Uri as Uri
+from instructpt.api.uris import Url as Url
 
 GROUP = "instructpt.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A cross-field rule, written once for pydantic and once for the API server, with one message.
-
-    Attributes:
-        message: What the user reads, locally and from kubectl; names the field and the fix.
-        cel: The expression of the CRD; ``self`` is the object that carries the rule.
-        holds: The same in Python. ``None`` for rules on transitions (``oldSelf``), which only a server can check.
-    """
-
-    message: str
-    cel: str
-    holds: Callable[[Any], bool] | None = None
 
 
 class ApiModel(BaseModel):
@@ -52,52 +43,94 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-_SUFFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+_SUFFIXES = {"": 0, "k": 3, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
+_COUNT = "must be a whole number above 0, or a number with one of the suffixes k, M, B, T, such as 500M"
 
 
 def parse_count(value: object) -> object:
-    """``8B`` -> 8_000_000_000; numbers pass through; anything else is left for pydantic to refuse."""
+    """``8B`` -> 8_000_000_000; whole numbers pass through; anything else is left for pydantic to refuse."""
+    if isinstance(value, bool):
+        raise ValueError(_COUNT)
     if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKMBGT]?)", value.strip())
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kKMBGT]?)", value)
         if match is None:
-            raise ValueError("must be a whole number or a number with one of the suffixes k, M, B, T, such as 500M")
-        scaled = float(match[1]) * _SUFFIXES[match[2]]
-        if scaled != int(scaled):
-            raise ValueError("must come to a whole number")
+            raise ValueError(_COUNT)
+        # Not a float: 0.07M is 70000, and 0.07 * 10**6 is not.
+        scaled = Fraction(match[1]) * 10 ** _SUFFIXES[match[2]]
+        if scaled.denominator != 1 or scaled < 1:
+            raise ValueError(_COUNT)
         return int(scaled)
     return value
+
+
+def _count_cel() -> str:
+    """The same for the server: a number, or text that comes to a whole number above 0."""
+    whole = r"[0-9]+(\.0+)?"
+    scaled = "|".join(
+        rf"[0-9]+(\.[0-9]{{1,{digits}}}0*)?[{suffixes}]"
+        for digits, suffixes in ((3, "kK"), (6, "M"), (9, "BG"), (12, "T"))
+    )
+    return (
+        f"type(self) == string ? self.matches(r'^({whole}|{scaled})$') && self.matches('[1-9]') : "
+        "type(self) == int && self >= 1"
+    )
 
 
 Count = Annotated[
     int,
     BeforeValidator(parse_count),
     Field(ge=1),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 32, "pattern": r"^\d+(\.\d+)?[kKMBGT]?$"}),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 32,
+            "x-kubernetes-validations": [{"rule": _count_cel(), "message": _COUNT}],
+        }
+    ),
 ]
 """A positive number that may be written with a suffix: ``8B``, ``500M``, ``200k``."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-def _no_userinfo(uri: str) -> str:
-    """Refuse credentials in a URI, wherever one is written."""
-    if re.match(r"^[a-z][a-z0-9+.-]*://[^/]*@", uri):
-        # The value is not repeated: it holds the secret.
-        raise ValueError(URI_RULE.message)
-    return uri
-
-
-URI_RULE = Rule(
-    "must not hold credentials; name them with secretRef",
-    "!has(self) || !self.matches('^[a-z][a-z0-9+.-]*://[^/]*@')",
-)
-URI_MARK = "x-instructpt-uri"
-"""Marks a field for :data:`URI_RULE`; it never reaches a CRD."""
-Uri = Annotated[
-    str, Field(min_length=1, max_length=2048, json_schema_extra={URI_MARK: True}), AfterValidator(_no_userinfo)
-]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=40)]
+
+
+def must_name(path: str, *kinds: str) -> Rule:
+    """The rule that a ref, where there is one, names an object of one of these kinds.
+
+    Args:
+        path: Of the ref, from the model that carries the rule: ``ref``, ``input.ref``.
+        kinds: What may be named.
+    """
+    parts = path.split(".")
+    absent = " || ".join(f"!has(self.{'.'.join(parts[: n + 1])})" for n in range(len(parts)))
+
+    def holds(model: Any) -> bool:
+        for part in parts:
+            model = getattr(model, part)
+            if model is None:
+                return True
+        return model.kind in kinds
+
+    listed = ", ".join(f"'{kind}'" for kind in kinds)
+    return Rule(f"{path} must name a {' or a '.join(kinds)}", f"{absent} || self.{path}.kind in [{listed}]", holds)
+
+
+STORAGE_LIMIT = 960
+"""Characters of a job's ``storage.uri``, so that what lies below it fits a URI too."""
+PIPELINE_STORAGE_LIMIT = 896
+"""The same of a pipeline: its children's storage is below its own."""
+
+
+def storage_fits(name: str, limit: int) -> Rule:
+    """The rule that a storage, where it is set, leaves room for longer names below it."""
+    return Rule(
+        f"{name}.uri must have at most {limit} characters: names are added to it",
+        f"!has(self.{name}) || self.{name}.uri.size() <= {limit}",
+        lambda model: getattr(model, name) is None or len(getattr(model, name).uri) <= limit,
+    )
 
 
 class SecretRef(ApiModel):
@@ -110,7 +143,7 @@ class Access(ApiModel):
     """How a location is reached. Credentials are named here, never written here."""
 
     endpoint: Annotated[
-        Uri | None, Field(default=None, description="URL of an S3-compatible server; empty for AWS.")
+        Url | None, Field(default=None, description="URL of an S3-compatible server; empty for AWS.")
     ] = None
     region: Annotated[str | None, Field(default=None, max_length=64, description="Region of the bucket.")] = None
     secret_ref: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from instructpt.api.base import Access, ApiModel, Condition, ObjectRef
 from instructpt.api.pods import PodTemplate as PodTemplate
@@ -44,6 +44,13 @@ class CompletionPolicy(ApiModel):
     ] = 95
 
 
+def _retained(value: object) -> object:
+    """Say more than that a word is not known: other projects have it."""
+    if value == "Delete":
+        raise ValueError("is not available yet; use Retain and remove the outputs")
+    return value
+
+
 class RunPolicy(ApiModel):
     """Fields that every kind has: when to run, how long, how often to retry, what to keep."""
 
@@ -78,10 +85,12 @@ class RunPolicy(ApiModel):
         ),
     ] = None
     cleanup_policy: Annotated[
-        Literal["Retain", "Delete"],
+        Literal["Retain"],
+        BeforeValidator(_retained),
         Field(
             default="Retain",
-            description="What happens to outputs when the object is deleted. Acted on by a cluster alone.",
+            description="What happens to outputs when the object is deleted: they stay. Deleting them is not offered "
+            "yet; remove what lies below storage.uri by hand, such as with aws s3 rm --recursive.",
         ),
     ] = "Retain"
     pod_template: Annotated[
@@ -112,6 +121,12 @@ class StageStatus(ApiModel):
     attempt: Annotated[int, Field(default=0, ge=0, description="Attempts so far.")] = 0
     failed_attempt: Annotated[int, Field(default=0, ge=0, description="Last attempt that was judged a failure.")] = 0
     failures: Annotated[int, Field(default=0, ge=0, description="Attempts that counted against backoffLimit.")] = 0
+    interruptions: Annotated[
+        int, Field(default=0, ge=0, description="Attempts in a row that were interrupted and did not count.")
+    ] = 0
+    done: Annotated[
+        int | None, Field(default=None, ge=0, description="Of a training: the step that its failed attempts reached.")
+    ] = None
     last_failure: Annotated[
         str | None, Field(default=None, max_length=2048, description="Why the last attempt failed.")
     ] = None
@@ -143,8 +158,6 @@ class ShardCounts(ApiModel):
 
     total: Annotated[int, Field(default=0, ge=0, description="All micro-shards.")] = 0
     succeeded: Annotated[int, Field(default=0, ge=0, description="Committed.")] = 0
-    failed: Annotated[int, Field(default=0, ge=0, description="Given up.")] = 0
-    active: Annotated[int, Field(default=0, ge=0, description="Leased by a worker.")] = 0
 
 
 class ProgressStatus(ApiModel):
@@ -163,6 +176,10 @@ class ProgressStatus(ApiModel):
     last_updated_time: Annotated[
         str | None,
         Field(default=None, description="When a worker last said so.", json_schema_extra={"format": "date-time"}),
+    ] = None
+    stale: Annotated[
+        bool | None,
+        Field(default=None, description="True where workers have been silent for so long that no rate holds."),
     ] = None
 
 
@@ -225,11 +242,18 @@ class CommonStatus(ApiModel):
         str | None, Field(default=None, description="When it ended.", json_schema_extra={"format": "date-time"})
     ] = None
     attempt: Annotated[int, Field(default=0, ge=0, description="Attempts started so far.")] = 0
-    restarts: Annotated[int, Field(default=0, ge=0, description="Restarts of workers.")] = 0
+    workers: Annotated[int, Field(default=0, ge=0, description="Pods that work on it now.")] = 0
+    restarts: Annotated[
+        int, Field(default=0, ge=0, description="Attempts after the first of each stage, whatever their cause.")
+    ] = 0
     shards: Annotated[ShardCounts | None, Field(default=None, description="Micro-shards by state.")] = None
     progress: Annotated[ProgressStatus | None, Field(default=None, description="How far it is.")] = None
     counts: Annotated[
-        Mapping[str, int], Field(default_factory=dict, description="Documents by verdict, pairs, tokens, bytes.")
+        Mapping[str, int],
+        Field(
+            default_factory=dict,
+            description="Documents by verdict, pairs, tokens, bytes; while it runs at least so many, at the end exact.",
+        ),
     ]
     scores: Annotated[Mapping[str, float], Field(default_factory=dict, description="Headline figures: loss, scores.")]
     cost: Annotated[str | None, Field(default=None, max_length=63, description="Cost so far.")] = None
@@ -237,7 +261,10 @@ class CommonStatus(ApiModel):
     child_refs: Annotated[
         tuple[ObjectRef, ...],
         Field(
-            default=(), max_length=64, description="Children.", json_schema_extra={"x-kubernetes-list-type": "atomic"}
+            default=(),
+            max_length=80,
+            description="Objects that this one created, in the order in which they run.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = ()
     output: Annotated[OutputStatus | None, Field(default=None, description="The produced set.")] = None

@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from instructpt.api.base import GROUP, NAME_PATTERN, URI_MARK, URI_RULE, VERSION, ApiModel, Resource, Rule
+from instructpt.api.base import GROUP, NAME_PATTERN, VERSION, ApiModel, Resource, Rule
+from instructpt.api.uris import URI_MARK, URI_RULES
 
 NAME_RULE = Rule(
     "metadata.name must be at most 40 lower-case letters, digits and dashes",
@@ -113,10 +114,10 @@ def _annotate(schema: dict[str, Any], model: type[ApiModel]) -> None:
         if rule.cel
     ]
     rules += [
-        # At the parent, since the server repeats a value that breaks a rule of its own: this one holds a secret.
-        {"rule": URI_RULE.cel.replace("self", f"self.{name}"), "message": f"{name} {URI_RULE.message}"}
+        # At the parent, since the server repeats a value that breaks a rule of its own: this one may hold a secret.
+        {"rule": _of_field(name, rule.cel), "message": f"{name} {rule.message}"}
         for name, child in schema["properties"].items()
-        if child.pop(URI_MARK, False)
+        for rule in URI_RULES.get(child.pop(URI_MARK, ""), ())
     ]
     if rules:
         schema["x-kubernetes-validations"] = rules
@@ -130,6 +131,10 @@ def _annotate(schema: dict[str, Any], model: type[ApiModel]) -> None:
         nested = _nested(field.annotation)
         if nested is not None:
             _annotate(child["items"] if child.get("type") == "array" else child, nested)
+
+
+def _of_field(name: str, cel: str) -> str:
+    return f"!has(self.{name}) || ({cel.replace('self', f'self.{name}')})"
 
 
 def _convert(node: Mapping[str, Any], defs: Mapping[str, Any], where: str) -> dict[str, Any]:

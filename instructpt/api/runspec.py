@@ -16,6 +16,7 @@ from pydantic import Field
 from instructpt.api.base import Access, ApiModel, Rule, StorageSpec
 from instructpt.api.common import StageResult as StageResult
 from instructpt.api.v1alpha1.corpus import CorpusSource, Split
+from instructpt.api.v1alpha1.corpusfilters import CorpusFilters
 from instructpt.api.v1alpha1.evaluationjob import EvaluationSettings
 from instructpt.api.v1alpha1.synthesisjob import SplitName, SynthesisSettings
 from instructpt.api.v1alpha1.trainingjob import (
@@ -49,6 +50,7 @@ class InspectRun(ApiModel):
     documents_per_shard: int
     shards: int | None = None
     tokenizer: str | None = None
+    filters: CorpusFilters | None = None
 
 
 class SynthesizeRun(ApiModel):
@@ -207,22 +209,29 @@ class RunSpec(ApiModel):
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the sha256 of :meth:`to_json`."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        """Of :meth:`to_json`, see :func:`hash_of`."""
+        return hash_of(self.to_json().encode())
 
     def work_key(self) -> str:
         """Hash of what the stage computes: no place, no number of workers.
 
         It names the stage's work and its cached result.
-        Inputs count by digest; only an input without one counts by its URI.
+        Inputs count by digest; only an input without one counts by its URI. What is as the schema has it by default
+        does not count: a field that a later version adds must not make the work of a run that is under way another.
         """
-        wire = {self.stage: _without_places(self.to_wire()[self.stage]), "codeVersion": self.code_version}
+        section = getattr(self, self.stage).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        wire = {self.stage: _without_places(section), "codeVersion": self.code_version}
         settings = wire["synthesize"]["settings"] if self.synthesize else {}
         for name in ("parallelism", "leaseSeconds"):
             settings.pop(name, None)
         if self.train is not None:
-            wire["train"].pop("checkpoint")
+            wire["train"].pop("checkpoint", None)
         return hashlib.sha256(canonical_json(wire).encode()).hexdigest()[:16]
+
+
+def hash_of(data: bytes) -> str:
+    """First 16 hex digits of the sha256 of a RunSpec's bytes."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _without_places(value: Any) -> Any:

@@ -25,6 +25,7 @@ from instructpt.local.preflight import preflight
 from instructpt.local.spec_file import load_resource
 from instructpt.plan import plan_resource
 from instructpt.plan.estimate import CPU_FLOPS_PER_CORE, GPU_FLOPS, Machine, Probe, estimate
+from instructpt.plan.filtering import filters_on
 from instructpt.plan.planner import AnyResource
 
 FileArgument = Annotated[Path, typer.Argument(help="YAML file with one object.")]
@@ -87,7 +88,7 @@ def plan(
         emit(_plan_data(resource, stages, rows, machine), Output(output))
         return
     table = Table(title=f"{resource.kind} {resource.metadata.name}", title_justify="left", box=None, pad_edge=False)
-    for name in ("step", "shards", "documents", "tokens", "steps", "params", "memory", "fits", "time"):
+    for name in ("step", "shards", "documents", "tokens", "steps", "params", "memory", "fits", "time", "grace"):
         table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
     for row in rows:
         fits = row.fits(machine)
@@ -96,11 +97,16 @@ def plan(
             _about(row.parameters), "" if row.memory_bytes is None else f"~{size(row.memory_bytes)}",
             {True: "yes", False: "NO", None: ""}[fits],
             "" if row.seconds is None else f"~{duration(row.seconds)}",
+            "" if row.grace_seconds is None else duration(row.grace_seconds),
         )  # fmt: skip
     out.print(table)
     known = [row.seconds for row in rows if row.seconds is not None]
     out.print(f"Together ~{duration(sum(known))} for the steps whose time is known; {len(stages)} stages.")
     out.print(said, markup=False)
+    for what, names in filters_on(resource).items():
+        out.print(f"Filters drop of the {what}: {'; '.join(names) or 'none'}.", markup=False)
+    if any(row.grace_seconds for row in rows):
+        out.print("Grace: what a pod gets on a cluster to write and upload a checkpoint when it has to leave.")
     out.print(
         f"Assumed: {CPU_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s a CPU core ({machine.cores} here), {GPU_FLOPS / 1e12:.0f} "
         f"TFLOP/s a GPU, 4 bytes a token; memory here {size(machine.memory_bytes)}.",
@@ -139,6 +145,7 @@ def _plan_data(resource: AnyResource, stages: Any, rows: Any, machine: Machine) 
     return {
         "kind": resource.kind,
         "name": resource.metadata.name,
+        "filters": {what: list(names) for what, names in filters_on(resource).items()},
         "estimates": [{**asdict(row), "fits": row.fits(machine)} for row in rows],
         "stages": [
             {"step": s.step, "kind": s.kind, "replicas": s.replicas, "waitsFor": list(s.waits_for)} for s in stages

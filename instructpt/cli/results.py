@@ -24,6 +24,7 @@ class What(StrEnum):
     AUGMENTED = "augmented"
     DOCUMENTS = "documents"
     DEAD_LETTERS = "dead-letters"
+    TEMPLATES = "templates"
 
 
 def report(name: NameArgument, runs: RunsOption = DEFAULT_RUNS, output: OutputOption = Output.TABLE) -> None:
@@ -50,20 +51,23 @@ def print_report(folder: Path, output: Output) -> None:
 
 
 def show(
-    what: Annotated[What, typer.Argument(help="augmented, documents or dead-letters.")],
+    what: Annotated[What, typer.Argument(help="augmented, documents, dead-letters or templates.")],
     name: Annotated[str | None, typer.Argument(help="Name of the run; empty takes the newest.")] = None,
     runs: RunsOption = DEFAULT_RUNS,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many.")] = 1,
     step: Annotated[str | None, typer.Option(help="Step that made them, such as tuning-tasks.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show augmented texts with their pairs marked, raw documents, or dead letters."""
+    """Show augmented texts with their pairs marked, raw documents, dead letters, or how often each template is used."""
     folder = find_folder(name or _newest(runs), runs)
     _, plan, _ = judge_folder(folder)
     stage = _stage(plan, "inspect" if what is What.DOCUMENTS else "synthesize", what, step)
     if stage.result is None:
         look = command("status", folder.path.name, runs=folder.path.parent)
         raise ConfigError(f"step {stage.step} of {folder.path.name} has left no {what} yet", fix=f"see {look}")
+    if what is What.TEMPLATES:
+        _show_templates(stage, output)
+        return
     rows = _documents(stage, number) if what is What.DOCUMENTS else _chains(stage, number, what)
     if output is not Output.TABLE:
         emit(rows, output)
@@ -124,6 +128,30 @@ def _chains(stage: Stage, number: int, what: What) -> list[dict[str, Any]]:
         if len(rows) == number:
             break
     return rows
+
+
+def _show_templates(stage: Stage, output: Output) -> None:
+    """How often each shape, pattern and style stands in the texts with pairs."""
+    from dataclasses import asdict
+
+    from instructpt.corpus.shards import iter_augmented
+    from instructpt.synthesis.templates import usage
+
+    found = usage.count(row.templates for row in iter_augmented(_input(stage)) if row.templates)
+    categories = usage.by_category(found, usage.seen(found))
+    if output is not Output.TABLE:
+        shapes = {shape: found.counts.get(shape, 0) for shape in usage.SHAPES}
+        counts = dict(sorted(found.counts.items()))
+        listed = [asdict(category) for category in categories]
+        emit({"texts": found.texts, "shapes": shapes, "categories": listed, "counts": counts}, output)
+        return
+    out.print(f"{found.texts} texts with pairs")
+    for shape in usage.SHAPES:
+        out.print(f"  {found.share(shape):7.2%}  {shape}")
+    for category in categories:
+        out.print(
+            f"  {category.number:4} {category.name}, the most used in {category.most_share:.2%} ({category.most})"
+        )
 
 
 def _print_row(row: dict[str, Any]) -> None:

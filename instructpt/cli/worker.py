@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from instructpt.api.runspec import MAX_RESULT_BYTES, RunSpec, StageKind, StageResult
+from instructpt.api.runspec import MAX_RESULT_BYTES, RunSpec, StageKind, StageResult, hash_of
 from instructpt.api.version import VERSION
 from instructpt.errors import ConfigError, CorpusError, EnvironmentNotReadyError, InstructPTError, PlanError
 from instructpt.local.folder import write_atomically
@@ -65,12 +65,13 @@ def run_worker(verb: str, path: Path, expected_hash: str) -> int:
             logger.info("stopped by a signal, committed work is kept")
             return EXIT_PREEMPTED
     except InstructPTError as error:
-        return _failed(error, kind)
+        return _failed(error, ctx, kind)
     except MemoryError as error:
-        return _failed(EnvironmentNotReadyError("out of memory", fix="lower the batch or raise the memory").with_traceback(error.__traceback__))  # fmt: skip  # noqa: E501
+        return _failed(EnvironmentNotReadyError("out of memory", fix="lower the batch or raise the memory").with_traceback(error.__traceback__), ctx)  # fmt: skip  # noqa: E501
     except Exception as error:
         logger.exception("unexpected failure")
-        _leave({"error": {"type": type(error).__name__, "message": f"{type(error).__name__}: {error}"}})
+        said = {"type": type(error).__name__, "message": f"{type(error).__name__}: {error}"}
+        _leave({"error": said, **_how_far(ctx)})
         return EXIT_FAILED
     if result is not None:
         _leave(result.to_wire())
@@ -84,20 +85,24 @@ def read_runspec(verb: str, path: Path, expected_hash: str) -> RunSpec:
         ConfigError: The file is missing, not a RunSpec, or has another hash or verb than argv says.
     """
     try:
-        spec = RunSpec.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
+        # Of the bytes: a worker of a later version, which knows more fields, reads what an earlier one wrote.
+        found = hash_of(data)
+        if found != expected_hash:
+            raise ConfigError(
+                f"RunSpec {path} has hash {found}, argv says {expected_hash}", fix="start the worker from a fresh plan"
+            )
+        spec = RunSpec.model_validate_json(data)
     except (OSError, ValueError) as error:
         raise ConfigError(f"RunSpec {path} cannot be read: {error}") from error
-    if spec.hash != expected_hash:
-        raise ConfigError(
-            f"RunSpec {path} has hash {spec.hash}, argv says {expected_hash}", fix="start the worker from a fresh plan"
-        )
     if spec.verb != verb:
         raise ConfigError(f"RunSpec {path} is for verb {spec.verb}, argv says {verb}")
     return spec
 
 
 def _dispatch(spec: RunSpec, ctx: WorkerContext) -> StageResult | None:
-    module: Any = importlib.import_module(MODULES[spec.stage])
+    with ctx.loading():
+        module: Any = importlib.import_module(MODULES[spec.stage])
     if spec.verb == "finalize":
         result: StageResult = module.finalize(spec, ctx)
         if result.missing == 0:
@@ -130,10 +135,13 @@ def _context() -> WorkerContext:
         scratch=Path(environ.get("INSTRUCTPT_SCRATCH", "scratch")),
         replica=int(environ.get("INSTRUCTPT_REPLICA", environ.get("JOB_COMPLETION_INDEX", "0"))),
         replicas=int(environ.get("INSTRUCTPT_REPLICAS", "1")),
+        leave=_leave_at_once,
     )
 
     def stop(number: int, frame: FrameType | None) -> None:
         ctx.stop.set()
+        if ctx.is_loading:
+            ctx.leave()
 
     signal.signal(signal.SIGTERM, stop)
     return ctx
@@ -150,7 +158,13 @@ def _telemetry(ctx: WorkerContext, verb: str) -> Any:
         yield
 
 
-def _failed(error: InstructPTError, kind: str = "") -> int:
+def _how_far(ctx: WorkerContext) -> dict[str, Any]:
+    """What the worker had done when it ended: a retry that gets no further has a fault of its own."""
+    figures = ctx.progress.snapshot()
+    return {"done": figures["done"], "unit": figures["unit"]} if figures["unit"] else {}
+
+
+def _failed(error: InstructPTError, ctx: WorkerContext, kind: str = "") -> int:
     said = str(error)
     if kind == "Corpus":  # what is a section of a pipeline's spec is the whole spec there
         said = said.replace("spec.corpus.", "spec.")
@@ -162,7 +176,8 @@ def _failed(error: InstructPTError, kind: str = "") -> int:
                 "message": said,
                 "field": error.field,
                 "retryable": error.retryable,
-            }
+            },
+            **_how_far(ctx),
         }
     )
     if isinstance(error, ConfigError | CorpusError | PlanError):
@@ -170,6 +185,12 @@ def _failed(error: InstructPTError, kind: str = "") -> int:
     if isinstance(error, EnvironmentNotReadyError):
         return EXIT_CANNOT_WORK
     return EXIT_PREEMPTED if type(error).__name__ == "Preempted" else EXIT_FAILED
+
+
+def _leave_at_once() -> None:
+    # In a signal handler: whoever logs may hold a lock, and nothing is open that would have to be closed.
+    os.write(sys.stderr.fileno(), b"stopped by a signal while loading: nothing was begun\n")
+    os._exit(EXIT_PREEMPTED)
 
 
 def _leave(message: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A task as a batch/v1 Job: an Indexed Job of workers, or the one pod that closes a stage (operator.md 6)."""
+"""A task as a batch/v1 Job: an Indexed Job of workers, or the one pod that closes a stage."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def _job(obj: Mapping[str, Any]) -> WorkState:
     if "backoffLimitPerIndex" in spec:
         failed = count_indexes(status.get("failedIndexes") or "")
     active, ready, succeeded = (status.get(name) or 0 for name in ("active", "ready", "succeeded"))
-    phase: WorkPhase = "Running" if ready or succeeded or status.get("failed") else "Pending"
+    phase: WorkPhase = "Running" if ready or succeeded or failed or status.get("failed") else "Pending"
     if "FailureTarget" in true or "SuccessCriteriaMet" in true:
         phase = "Running"
     if spec.get("suspend") or "Suspended" in true:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from instructpt.api.common import Resources
+from instructpt.api.pods import amount
 from instructpt.cluster.context import (
     FINALIZE_ROLE,
     METRICS_PORT,
@@ -28,13 +29,19 @@ SCRATCH, MODELS, TMP, SHM = "/scratch", "/models", "/tmp", "/dev/shm"  # noqa: S
 VOLUME_RUNSPEC, VOLUME_SECRET = "runspec", "secret-"
 GPU = "nvidia.com/gpu"
 
-FINALIZE_CPU, FINALIZE_MEMORY, FINALIZE_MEMORY_LIMIT = "250m", "512Mi", "2Gi"
+SMALL: dict[str, dict[str, str]] = {"requests": {"cpu": "100m", "memory": "256Mi"}}
+"""What a worker asks for where nobody said anything: a pod without requests is the first to be evicted."""
+
+FINALIZE: dict[str, dict[str, str]] = {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
+"""Of a finishing task."""
 
 _BOTH = ("serviceAccountName", "priorityClassName", "schedulerName", "tolerations", "imagePullSecrets")
 """Fields of podTemplate that hold for every pod of the object ..."""
 
 _WORK_ONLY = ("nodeSelector", "affinity", "runtimeClassName")
 """... and those that choose a place for the workers: a finishing task needs no GPU node."""
+
+_FIXED_ENV = ("INSTRUCTPT_WORKER_ID", "INSTRUCTPT_REPLICAS", "INSTRUCTPT_SCRATCH", "INSTRUCTPT_METRICS_PORT")
 
 _SECRET_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
@@ -134,14 +141,14 @@ def _container(stage: Stage, task: Task, ctx: RenderContext, user: Wire, name: s
         "imagePullPolicy": user.get("imagePullPolicy") or ctx.images.pull_policy,
         "command": ["instructpt"],
         "args": list(task.argv(f"{RUNSPEC_FOLDER}/{RUNSPEC_FILE}")),
-        "env": _by("name", _env(stage, task), user.get("env", ()), lambda _: True),
+        "env": _by("name", _env(stage, task), user.get("env", ()), _is_reserved),
     }
     if user.get("envFrom"):
         out["envFrom"] = list(user["envFrom"])
     return {
         **out,
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT}, *ports],
-        "resources": _resources(stage, task),
+        "resources": _resources(stage, task, user),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -185,12 +192,27 @@ def _env(stage: Stage, task: Task) -> list[Wire]:
     return [worker, *({"name": name, "value": value} for name, value in fixed.items())]
 
 
-def _resources(stage: Stage, task: Task) -> Wire:
+def _resources(stage: Stage, task: Task, user: Wire) -> Wire:
+    """Ours below the podTemplate's, and that below what the stage itself asks for."""
+    layers: list[Wire] = [FINALIZE if is_finalize(task) else SMALL, user.get("resources", {})]
+    if not is_finalize(task):
+        layers.append(_wanted(stage, task))
+    out: Wire = {"requests": {}, "limits": {}}
+    for layer in layers:
+        requests, limits = layer.get("requests", {}), layer.get("limits", {})
+        out["requests"] |= requests
+        out["limits"] |= limits
+        # Kubernetes refuses a request above its limit: what a later layer says moves the other one along.
+        for name in out["requests"].keys() & out["limits"].keys():
+            if amount(out["requests"][name]) > amount(out["limits"][name]):
+                moved = out["requests" if name in limits else "limits"]
+                moved[name] = (limits if name in limits else requests)[name]
+    return {name: value for name, value in out.items() if value}
+
+
+def _wanted(stage: Stage, task: Task) -> Wire:
     """What the stage asks for. Memory is limited to what was asked; a limit on CPU would only waste idle cores."""
-    if is_finalize(task):
-        requests = {"cpu": FINALIZE_CPU, "memory": FINALIZE_MEMORY}
-        return {"requests": requests, "limits": {"memory": FINALIZE_MEMORY_LIMIT}}
-    requests = {}
+    requests: dict[str, str] = {}
     limits: dict[str, str] = {}
     want: Resources = stage.resources
     if want.cpus is not None:
@@ -200,7 +222,7 @@ def _resources(stage: Stage, task: Task) -> Wire:
     gpus = gpus_of(stage, task)
     if gpus:
         limits[GPU] = str(gpus)
-    return {name: value for name, value in (("requests", requests), ("limits", limits)) if value}
+    return {"requests": requests, "limits": limits}
 
 
 def _needs_shm(stage: Stage, task: Task) -> bool:
@@ -239,6 +261,11 @@ def _mounts(stage: Stage, task: Task) -> list[Wire]:
     for index, name in enumerate(secret_names(task)):
         out.append({"name": f"{VOLUME_SECRET}{index}", "mountPath": f"{SECRETS_FOLDER}/{name}", "readOnly": True})
     return out
+
+
+def _is_reserved(name: str) -> bool:
+    """Variables that a worker finds its work by; caches, homes and threads are the user's to move."""
+    return name in _FIXED_ENV
 
 
 def _is_ours(name: str) -> bool:

@@ -11,6 +11,7 @@ from instructpt.corpus.document import Document, split_of
 from instructpt.corpus.manifest import ShardEntry, Span
 from instructpt.corpus.rawframes import RawWriter
 from instructpt.corpus.readers import Item
+from instructpt.corpus.screening import ScreenWriter
 from instructpt.corpus.tokens import TokenCounter, estimate_tokens
 
 _TOKEN_BATCH_BYTES = 4 << 20
@@ -42,6 +43,7 @@ class Cutter:
         encoding: Of the spans.
         counter: Counts tokens; None estimates them.
         raw: Where documents are copied to; spans are then offsets of its frames.
+        screen: Is shown every document. What it leaves out is still counted here: filters count when all is known.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class Cutter:
         encoding: str = "jsonl.zst",
         counter: TokenCounter | None = None,
         raw: RawWriter | None = None,
+        screen: ScreenWriter | None = None,
     ) -> None:
         self._target = target
         self._split = split
         self._blank = Span(uri=uri, etag=etag, encoding=encoding, start=0, length=0, first=0, records=0)
         self._counter = counter
         self._raw = raw
+        self._screen = screen
         self._open = _Open()
         self._end = 0
         self._texts: list[str] = []
@@ -95,8 +99,12 @@ class Cutter:
         size = len(text) if text.isascii() else len(text.encode("utf-8"))
         counts["documents"] += 1
         counts["bytes"] += size
-        counts["words"] += len(text.split())
-        counts["train" if self._split.train == 1.0 else split_of(text, self._split)] += 1
+        words = len(text.split())
+        counts["words"] += words
+        part = "train" if self._split.train == 1.0 else split_of(text, self._split)
+        counts[part] += 1
+        if self._screen is not None:
+            self._screen.add(text, size=size, words=words, split=part)
         if self._counter is not None:
             self._texts.append(text)
             self._text_bytes += size
@@ -107,7 +115,10 @@ class Cutter:
         if self._counter is None:
             self._open.counts["tokens"] = estimate_tokens(self._open.counts["bytes"])
         elif self._texts:
-            self._open.counts["tokens"] += self._counter(self._texts)
+            tokens = self._counter(self._texts)
+            self._open.counts["tokens"] += sum(tokens)
+            if self._screen is not None:
+                self._screen.tokens(tokens)
             self._texts, self._text_bytes = [], 0
 
     def _cut(self) -> None:

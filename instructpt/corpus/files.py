@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, cast
 
@@ -12,10 +13,12 @@ from instructpt.api.base import Access
 from instructpt.api.v1alpha1.corpus import Format
 from instructpt.corpus.columnar import is_arrow_file
 from instructpt.corpus.delimited import pieces
+from instructpt.corpus.readers import is_stream
 from instructpt.corpus.records import Refused, decode_text, parse_object
 from instructpt.corpus.sources import SourceObject, resolve_files
-from instructpt.corpus.streams import CHUNK, decompressed, random_access, readable_object
+from instructpt.corpus.streams import CHUNK, Readable, decompressed, random_access, readable_object
 from instructpt.errors import ConfigError, CorpusError
+from instructpt.storage import open_all
 from instructpt.storage.base import Store
 
 FileFormat = Literal["auto", "jsonl", "parquet", "arrow", "text", "instructions"]
@@ -51,17 +54,16 @@ def iter_files(
     wanted: Format = "auto" if format == "instructions" else format
     source = resolve_files(uri, access, wanted, field=field)
     assert source.store is not None
-    for found in source.objects:
-        for where, record in _records(source.store, found, fields):
-            reason = record.detail if isinstance(record, Refused) else _unusable(record, fields)
-            if reason is None:
-                yield {name: cast("dict[str, Any]", record)[name] for name in fields}
-            elif on_skip is not None:
-                on_skip(where, reason)
-            else:
-                raise CorpusError(
-                    f"{where}: {reason}", field=f"{field}.uri", value=uri, fix="correct the record or name other fields"
-                )
+    for where, record in _records(source.store, source.objects, fields):
+        reason = record.detail if isinstance(record, Refused) else _unusable(record, fields)
+        if reason is None:
+            yield {name: cast("dict[str, Any]", record)[name] for name in fields}
+        elif on_skip is not None:
+            on_skip(where, reason)
+        else:
+            raise CorpusError(
+                f"{where}: {reason}", field=f"{field}.uri", value=uri, fix="correct the record or name other fields"
+            )
 
 
 def _unusable(record: dict[str, Any], fields: Sequence[str]) -> str | None:
@@ -80,23 +82,38 @@ def _unusable(record: dict[str, Any], fields: Sequence[str]) -> str | None:
 _Found = tuple[str, dict[str, Any] | Refused]
 
 
-def _records(store: Store, source: SourceObject, fields: Sequence[str]) -> Iterator[_Found]:
-    with readable_object(source.uri):
-        if source.format == "parquet":
-            yield from _parquet(store, source, fields)
-            return
-        if source.format == "arrow" and source.compression is None and is_arrow_file(store.get(source.key, length=8)):
-            reader = pa.ipc.open_file(random_access(store, source.key, source.size))
-            yield from _rows(source, (reader.get_batch(i) for i in range(reader.num_record_batches)), fields)
-            return
+def _records(store: Store, sources: Sequence[SourceObject], fields: Sequence[str]) -> Iterator[_Found]:
+    """Those of all objects, in order; on S3 the next ones are fetched meanwhile."""
+    keys = [source.key for source in sources if is_stream(source)]
+    with contextlib.closing(open_all(store, keys)) as streams:
+        for source in sources:
+            with readable_object(source.uri):
+                if is_stream(source):
+                    yield from _streamed(next(streams), source, fields)
+                else:
+                    yield from _entered(store, source, fields)
+
+
+def _entered(store: Store, source: SourceObject, fields: Sequence[str]) -> Iterator[_Found]:
+    """Of an object that is read from its end, or must be looked into first."""
+    if source.format == "parquet":
+        yield from _parquet(store, source, fields)
+    elif is_arrow_file(store.get(source.key, length=8)):
+        reader = pa.ipc.open_file(random_access(store, source.key, source.size))
+        yield from _rows(source, (reader.get_batch(i) for i in range(reader.num_record_batches)), fields)
+    else:
         with store.open(source.key) as raw:
-            stream = decompressed(raw, source.compression)
-            if source.format == "arrow":
-                yield from _rows(source, iter(pa.ipc.open_stream(stream)), fields)
-            elif source.format == "jsonl":
-                yield from _lines(stream, source)
-            else:
-                yield from _text(stream, source, fields)
+            yield from _streamed(raw, source, fields)
+
+
+def _streamed(raw: Readable, source: SourceObject, fields: Sequence[str]) -> Iterator[_Found]:
+    stream = decompressed(raw, source.compression)
+    if source.format == "arrow":
+        yield from _rows(source, iter(pa.ipc.open_stream(stream)), fields)
+    elif source.format == "jsonl":
+        yield from _lines(stream, source)
+    else:
+        yield from _text(stream, source, fields)
 
 
 def _lines(stream: Any, source: SourceObject) -> Iterator[_Found]:

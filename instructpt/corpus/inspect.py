@@ -19,10 +19,13 @@ import orjson
 from instructpt.api.runspec import InspectRun, RunSpec, StageResult, canonical_json
 from instructpt.api.v1alpha1.corpus import CorpusSource
 from instructpt.corpus import builtin
+from instructpt.corpus.contamination import EvaluationNgrams, evaluation_ngrams
 from instructpt.corpus.delimited import pieces
+from instructpt.corpus.filtered import Filtered, filter_corpus
 from instructpt.corpus.manifest import MANIFEST, SOURCE, Manifest, ShardEntry, load_manifest, publish_manifest
 from instructpt.corpus.readers import groups_of, read_object
 from instructpt.corpus.records import ReadOptions
+from instructpt.corpus.screening import Screen
 from instructpt.corpus.sources import Source, SourceObject, resolve_source
 from instructpt.corpus.streams import decompressed, readable_object
 from instructpt.corpus.tokens import load_counter
@@ -43,6 +46,7 @@ from instructpt.storage.base import Store
 from instructpt.telemetry.context import WorkerContext
 
 _DOCUMENT_CAP = 1_000_000
+_FIELD = "spec.corpus"
 
 
 logger = logging.getLogger(__name__)
@@ -57,6 +61,7 @@ class _Job:
     source: Source
     settings: dict[str, Any]
     code_version: str
+    evaluation: EvaluationNgrams | None
 
     @property
     def options(self) -> ReadOptions:
@@ -74,6 +79,8 @@ class _Job:
         decides = {**self.settings, "target": target, "code_version": self.code_version}
         if self.source.store is None:
             decides["builtin"] = builtin.identity()
+        if self.evaluation is not None:
+            decides["evaluation"] = self.evaluation.digest
         whole = self.section.source.separator is None
         return [(u, u.key(decides)) for u in bundle(self.source.objects, whole_files=whole, target=target)]
 
@@ -98,8 +105,20 @@ def settings_of(section: InspectRun) -> dict[str, Any]:
         "documents_per_shard": section.documents_per_shard,
         "shards": section.shards,
         "tokenizer": section.tokenizer,
+        "filters": _filter_settings(section),
     }
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def _filter_settings(section: InspectRun) -> dict[str, Any] | None:
+    """What filters leave out, without how evaluation sets are reached."""
+    if section.filters is None:
+        return None
+    wire = section.filters.to_wire()
+    for one in wire.get("decontaminate", {}).get("sets", ()):
+        for name in ("endpoint", "region", "secretRef"):
+            one.pop(name, None)
+    return wire
 
 
 def _section(spec: RunSpec) -> InspectRun:
@@ -110,9 +129,13 @@ def _section(spec: RunSpec) -> InspectRun:
 
 def _prepare(spec: RunSpec) -> _Job:
     section = _section(spec)
+    output = open_store(spec.output.uri, access=spec.output)
+    wanted = section.filters.decontaminate if section.filters else None
+    where = f"{_FIELD}.filters.decontaminate"
     return _Job(
         section=section,
-        output=open_store(spec.output.uri, access=spec.output),
+        output=output,
+        evaluation=None if wanted is None else evaluation_ngrams(wanted, output, field=where),
         source=resolve_source(section.source),
         settings=settings_of(section),
         code_version=spec.code_version,
@@ -164,6 +187,7 @@ class _Inspector:
             target=target,
             split=section.split,
             counter=None if name is None else load_counter(name, access=section.source),
+            screen=None if section.filters is None else Screen(section.filters, job.evaluation),
             stop=ctx.stop,
             seen=self._seen,
             watch=functools.partial(watch_hopeless, source=section.source),
@@ -181,6 +205,7 @@ class _Inspector:
         self._done += unit.size
         self._bytes = 0
         self._counts.update(result.counts)
+        self._counts.update({f"filtered-{reason}": number for reason, number in result.dropped.items()})
         self._report(counts=True)
 
     def _seen(self, size: int) -> None:
@@ -192,8 +217,13 @@ class _Inspector:
             done=self._done + self._bytes,
             total=self._size,
             unit="bytes",
-            counts={n: self._counts[n] for n in ("documents", "invalid", "tokens")} if counts else None,
+            counts={n: c for n, c in self._counts.items() if _is_told(n)} if counts else None,
         )
+
+
+def _is_told(name: str) -> bool:
+    """Whether a count stands in the live progress: duplicates are known only when all is inspected."""
+    return name in ("documents", "invalid", "tokens") or name.startswith("filtered-")
 
 
 def load_result(output: Store, key: str) -> UnitResult | None:
@@ -283,22 +313,37 @@ def finalize(spec: RunSpec, ctx: WorkerContext) -> StageResult:
     judge(results, job.section.source, job.output)
     check_unique_ids(results, [key for _, key in units], job.section.source, job.output)
     _drop_stale_letters(job.output, {unit.index for (unit, _), r in zip(units, results, strict=True) if r.examples})
+    keys = [key for _, key in units]
+    filtered = _filtered(job, results, keys, ctx) if job.section.filters is not None else None
     etags = {uri: etag for result in results for uri, etag in result.etags.items()}
     # A manifest of another spec goes first: no moment shows it beside this spec's source.
     job.output.delete(MANIFEST)
     where = {"access": _access(job.section.source), "etags": etags, "work_key": spec.work_key()}
     job.output.put(SOURCE, orjson.dumps(where, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2))
-    manifest = _manifest(job, results)
+    if filtered is not None:
+        job.output.put(filtered.key, filtered.verdicts)
+    manifest = _manifest(job, results, filtered)
     publish_manifest(job.output, manifest)
     return _stage_result(spec, manifest)
 
 
-def _manifest(job: _Job, results: list[UnitResult]) -> Manifest:
-    found = [entry for result in results for entry in result.entries]
+def _filtered(job: _Job, results: list[UnitResult], keys: list[str], ctx: WorkerContext) -> Filtered:
+    assert job.section.filters is not None
+    return filter_corpus(
+        [entry for result in results for entry in result.entries],
+        [functools.partial(job.output.open, f"{OBJECTS_PREFIX}{key}.rows") for key in keys],
+        job.section.filters,
+        estimated=job.section.tokenizer is None,
+        scratch=ctx.scratch,
+    )
+
+
+def _manifest(job: _Job, results: list[UnitResult], filtered: Filtered | None) -> Manifest:
+    found = filtered.entries if filtered else [entry for result in results for entry in result.entries]
     shards = tuple(replace(entry, id=f"{number:06d}") for number, entry in enumerate(found))
     counts: Counter[str] = Counter()
-    for result in results:
-        counts.update(result.counts)
+    for entry in shards:
+        counts.update(entry.counts)
     extra: dict[str, Any] = {
         "objects": len(job.source.objects),
         "skipped_objects": len(job.source.skipped),
@@ -307,7 +352,12 @@ def _manifest(job: _Job, results: list[UnitResult]) -> Manifest:
     }
     if any(_in_source(entry) for entry in shards):
         extra["root"] = job.source.root
+    if filtered is not None:
+        extra["filters"] = filtered.extra()
+    if job.evaluation is not None:
+        extra["evaluation"] = job.evaluation.to_manifest()
     return Manifest(
+        format_version=2 if filtered is not None else 1,
         kind="corpus",
         code_version=job.code_version,
         settings=job.settings,

@@ -370,14 +370,21 @@ class Ledger:
         return len(self._committed)
 
     def orphans(self) -> list[ObjectInfo]:
-        """Data objects that no commit names: what killed and superseded writers left. Deletes nothing."""
-        named = {record.object for record in self.committed().values()}
-        return [info for info in self._store.list(f"{self._base}data/") if info.key not in named]
+        """Data objects that no commit names and none ever will: their shard's commit names another one.
+
+        What killed and superseded writers left. Data of a shard without a commit are none: their commit may be on its
+        way. Deletes nothing.
+        """
+        root = f"{self._base}data/"
+        found = list(self._store.list(root))  # before the commits: one that is made in between names what is here
+        committed = self.committed()
+        named = {record.object for record in committed.values()}
+        return [info for info in found if info.key not in named and info.key[len(root) :].split("/")[0] in committed]
 
     def sweep(self, *, now: Callable[[], float] = time.time) -> int:
         """Report the orphans, and delete those not touched for :data:`ORPHAN_SECONDS`.
 
-        For a ledger whose shards are all committed. A younger orphan may be that of a worker that is about to find
+        A younger orphan may be that of a worker that is about to find
         its shard committed, and deletes it itself; where the store tells no times, all stay. A failure is logged
         only: nothing reads orphans.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from instructpt.corpus.columnar import (
@@ -21,6 +22,7 @@ from instructpt.corpus.records import Invalid, ReadOptions
 from instructpt.corpus.sources import SourceObject
 from instructpt.corpus.streams import Readable, Tap, decompressed, random_access, readable_object
 from instructpt.errors import CorpusError
+from instructpt.storage import open_all
 from instructpt.storage.base import Store
 
 
@@ -81,6 +83,41 @@ def read_object(
     with readable_object(source.uri), store.open(source.key) as raw:
         stream = decompressed(Tap(raw, seen), source.compression)
         yield from _read_stream(stream, source, options)
+
+
+def read_objects(
+    store: Store,
+    sources: Sequence[SourceObject],
+    options: ReadOptions,
+    *,
+    seen: Callable[[bytes], object] = lambda _: None,
+) -> Iterator[Item]:
+    """Every record of several objects, in order; on S3 the next ones are fetched meanwhile.
+
+    Args:
+        store: Where they lie.
+        sources: The objects.
+        options: Names of the fields and limits.
+        seen: Is told the stored bytes as they go by, where an object is read as a stream.
+
+    Raises:
+        ConfigError: A column is missing.
+        CorpusError: An object is truncated, damaged or of another format.
+    """
+    keys = [source.key for source in sources if is_stream(source)]
+    with contextlib.closing(open_all(store, keys)) as streams:
+        for source in sources:
+            if not is_stream(source):
+                yield from read_object(store, source, options, seen=seen)
+                continue
+            with readable_object(source.uri):
+                stream = decompressed(Tap(next(streams), seen), source.compression)
+                yield from _read_stream(stream, source, options)
+
+
+def is_stream(source: SourceObject) -> bool:
+    """Whether an object is always read from its first byte to its last."""
+    return source.format in ("jsonl", "text") or (source.format == "arrow" and source.compression is not None)
 
 
 def _read_stream(stream: Readable, source: SourceObject, options: ReadOptions) -> Iterator[Item]:

@@ -17,6 +17,7 @@ from instructpt.api.v1alpha1.corpus import Split
 from instructpt.api.v1alpha1.synthesisjob import SplitName
 from instructpt.corpus.augmented import ChainRow, read_chains
 from instructpt.corpus.document import Document, split_of
+from instructpt.corpus.filtered import Verdicts, screened
 from instructpt.corpus.manifest import SOURCE, Manifest, ShardEntry, Span, load_manifest, load_objects
 from instructpt.corpus.rawframes import raw_options
 from instructpt.corpus.readers import read_span
@@ -27,6 +28,7 @@ from instructpt.storage import open_store
 from instructpt.storage.base import Store
 from instructpt.storage.hashing import sha256_of_file, sha256_of_object, sha256_of_stream
 
+_KEPT = b"\0"
 _AGAIN = "inspect the corpus again, into an empty storage"
 
 
@@ -51,12 +53,13 @@ class CorpusReader:
         self._options = ReadOptions(**{name: value for name, value in source.items() if name != "format"})
         self._split = Split.model_validate(manifest.settings["split"])
         self._root = str(manifest.extra.get("root", ""))
+        self._verdicts = Verdicts(store, manifest)
         self._stores: dict[str, Store] = {}
         self._recorded: dict[str, Any] | None = None
         self._verified: dict[str, str] = {}
 
     def read(self, entry: ShardEntry, *, split: SplitName | None = None) -> Iterator[Document]:
-        """Documents of one micro-shard, in order; of one part where ``split`` is given.
+        """Documents of one micro-shard that filters keep, in order; of one part where ``split`` is given.
 
         Raises:
             CorpusError: Its object has changed since the inspection, or is damaged.
@@ -65,13 +68,15 @@ class CorpusReader:
         span = entry.span
         if span is None:
             raise CorpusError(f"micro-shard {entry.id} of {self._store.uri} has no span", fix=_AGAIN)
-        found = 0
+        found, wanted = 0, screened(entry) if "documents" in entry.counts else None
+        verdicts = self._verdicts.of(entry)
         for document in self._documents(entry, span):
+            left_out = verdicts is not None and verdicts[found : found + 1] != _KEPT
             found += 1
-            if split is None or split_of(document.text, self._split) == split:
+            if not left_out and (split is None or split_of(document.text, self._split) == split):
                 yield document
-        if found != entry.counts.get("documents", found):
-            raise _changed(span, f"{found} documents where the inspection found {entry.counts['documents']}")
+        if wanted is not None and found != wanted:
+            raise _changed(span, f"{found} documents where the inspection found {wanted}")
 
     def _documents(self, entry: ShardEntry, span: Span) -> Iterator[Document]:
         in_source = "://" in span.uri or span.uri.startswith("/")

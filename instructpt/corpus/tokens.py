@@ -16,8 +16,8 @@ _FILE = "tokenizer.json"
 class TokenCounter(Protocol):
     """Counts the tokens of texts, special tokens left out."""
 
-    def __call__(self, texts: list[str]) -> int:
-        """Tokens of all ``texts`` together."""
+    def __call__(self, texts: list[str]) -> list[int]:
+        """Tokens of each of ``texts``."""
 
 
 def estimate_tokens(size: int) -> int:
@@ -56,8 +56,8 @@ def load_counter(name: str, *, access: Access | None = None, field: str = "spec.
     except Exception as error:  # tokenizers raises plain Exception for everything
         raise ConfigError(f"the tokenizer cannot be loaded: {error}", field=field, value=name) from error
 
-    def count(texts: list[str]) -> int:
-        return sum(len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    def count(texts: list[str]) -> list[int]:
+        return [len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     return count
 

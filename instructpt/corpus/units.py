@@ -22,12 +22,13 @@ from instructpt.corpus.document import Document
 from instructpt.corpus.identities import IdWriter
 from instructpt.corpus.manifest import ShardEntry, Span
 from instructpt.corpus.rawframes import RAW_PREFIX, RawWriter
-from instructpt.corpus.readers import Item, groups_of, read_object
+from instructpt.corpus.readers import Item, groups_of, read_objects
 from instructpt.corpus.records import Invalid, ReadOptions
+from instructpt.corpus.screening import Screen, ScreenWriter
 from instructpt.corpus.sources import SourceObject
 from instructpt.corpus.tokens import TokenCounter
 from instructpt.errors import CorpusError, StorageError
-from instructpt.storage import Scheme, Store, parse_uri
+from instructpt.storage import Scheme, Store, map_ahead, parse_uri
 from instructpt.storage.hashing import sha256_of_object
 
 OBJECTS_PREFIX = "objects/"
@@ -95,6 +96,7 @@ class UnitResult:
         etags: Store's etag of each object on a file system that spans name; there the span holds the content's hash.
         ids: Number of ids beside it in ``objects/<key>.ids``; None without ``idField``.
         names: Objects of the unit.
+        dropped: Documents that filters left out already, by reason; rows are beside it in ``objects/<key>.rows``.
     """
 
     entries: tuple[ShardEntry, ...]
@@ -105,6 +107,7 @@ class UnitResult:
     etags: dict[str, str]
     ids: int | None
     names: tuple[str, ...]
+    dropped: dict[str, int] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""
@@ -132,6 +135,7 @@ class Inspection:
         target: Documents in a micro-shard.
         split: Shares of the parts.
         counter: Counts tokens; None estimates.
+        screen: Judges documents; None without filters.
         stop: Set when the worker is to leave.
         seen: Is told the number of stored bytes as they are read.
         watch: Is shown the running tally of the unit once in a thousand records; may raise to end a hopeless run.
@@ -144,6 +148,7 @@ class Inspection:
     target: int
     split: Split
     counter: TokenCounter | None
+    screen: Screen | None
     stop: Event
     seen: Callable[[int], object] = lambda _: None
     watch: Callable[[Tally], object] = lambda _: None
@@ -183,6 +188,10 @@ def inspect_unit(unit: Unit, key: str, work: Inspection) -> UnitResult:
         with contextlib.ExitStack() as stack:
             raw = None if direct else stack.enter_context(RawWriter(paths.raw))
             ids = None if work.options.id_field is None else stack.enter_context(IdWriter(paths.ids))
+            rows = None
+            if work.screen is not None:
+                counted = work.counter is not None
+                rows = stack.enter_context(ScreenWriter(paths.rows, work.screen, counted=counted))
             etag, etags = _identity(unit.objects[0], work) if direct else ("", {})
             cutter = Cutter(
                 target=work.target,
@@ -192,6 +201,7 @@ def inspect_unit(unit: Unit, key: str, work: Inspection) -> UnitResult:
                 encoding=direct or "jsonl.zst",
                 counter=work.counter,
                 raw=raw,
+                screen=rows,
             )
             tally = _read_unit(unit, work, cutter, paths.letters, ids)
             entries = cutter.finish()
@@ -203,7 +213,10 @@ def inspect_unit(unit: Unit, key: str, work: Inspection) -> UnitResult:
             if ids is not None:
                 ids.close()
                 work.output.put_file(f"{OBJECTS_PREFIX}{key}.ids", paths.ids)
-        result = _result(unit, entries, tally, etags, ids)
+            if rows is not None:
+                rows.close()
+                work.output.put_file(f"{OBJECTS_PREFIX}{key}.rows", paths.rows)
+        result = _result(unit, entries, tally, etags, ids, rows)
         work.output.put(f"{OBJECTS_PREFIX}{key}.json", result.to_bytes())
         return result
     except OSError as error:  # of the files in scratch; stores and readers have turned theirs into errors of ours
@@ -219,16 +232,23 @@ class _Paths:
     """Files of a unit that are being written."""
 
     def __init__(self, scratch: Path, key: str) -> None:
-        self.raw, self.letters, self.ids = (scratch / f"{key}.{end}" for end in ("raw", "dead", "ids"))
+        self.raw, self.letters, self.ids, self.rows = (
+            scratch / f"{key}.{end}" for end in ("raw", "dead", "ids", "rows")
+        )
 
     def remove(self) -> None:
         """Remove those that are there."""
-        for path in (self.raw, self.letters, self.ids):
+        for path in (self.raw, self.letters, self.ids, self.rows):
             path.unlink(missing_ok=True)
 
 
 def _result(
-    unit: Unit, entries: list[ShardEntry], tally: Tally, etags: dict[str, str], ids: IdWriter | None
+    unit: Unit,
+    entries: list[ShardEntry],
+    tally: Tally,
+    etags: dict[str, str],
+    ids: IdWriter | None,
+    rows: ScreenWriter | None,
 ) -> UnitResult:
     return UnitResult(
         entries=tuple(entries),
@@ -239,6 +259,7 @@ def _result(
         etags=etags,
         ids=None if ids is None else ids.count,
         names=tuple(o.name for o in unit.objects),
+        dropped={} if rows is None else rows.dropped,
     )
 
 
@@ -264,12 +285,11 @@ def _read_unit(unit: Unit, work: Inspection, cutter: Cutter, letters: Path, ids:
 
 def records_of(unit: Unit, work: Inspection) -> Iterator[Item]:
     """Every record of a unit, in order."""
-    for source in unit.objects:
-        if work.source is None:
-            for number, document in enumerate(builtin.documents(), start=1):
-                yield Item(number, True, document)
-        else:
-            yield from read_object(work.source, source, work.options, seen=lambda data: work.seen(len(data)))
+    if work.source is None:
+        for number, document in enumerate(builtin.documents(), start=1):
+            yield Item(number, True, document)
+        return
+    yield from read_objects(work.source, unit.objects, work.options, seen=lambda data: work.seen(len(data)))
 
 
 def _direct_encoding(unit: Unit, work: Inspection) -> str | None:
@@ -297,8 +317,9 @@ def _identity(source: SourceObject, work: Inspection) -> tuple[str, dict[str, st
 def _check_unchanged(unit: Unit, work: Inspection) -> None:
     if work.source is None:
         return
-    for source in unit.objects:
-        if work.source.head(source.key).etag != source.etag:
+    heads = map_ahead(work.source, work.source.head, [source.key for source in unit.objects])
+    for source, head in zip(unit.objects, heads, strict=True):
+        if head.etag != source.etag:
             raise CorpusError(
                 f"{source.uri} changed while it was inspected", fix="let its writer finish, then run the same again"
             )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from instructpt.api.v1alpha1 import InstructionPretraining, SynthesisJob, TrainingJob
+from instructpt.api.v1alpha1 import Corpus, InstructionPretraining, SynthesisJob, TrainingJob
+from instructpt.api.v1alpha1.decontamination import Decontamination
 from instructpt.api.v1alpha1.synthesisjob import SynthesisSettings
 from instructpt.api.v1alpha1.trainingjob import ModelInit, TrainingSettings
 from instructpt.errors import ConfigError
@@ -16,15 +17,18 @@ def preflight(resource: AnyResource) -> None:
     """Refuse what a worker would refuse later.
 
     Raises:
-        ConfigError: An unknown strategy, profile or template set, a model folder that is not there, or several nodes.
+        ConfigError: A name is unknown, a model folder or an evaluation set is not there, or there are several nodes.
     """
     match resource:
+        case Corpus(spec=spec):
+            _sets("spec.filters", spec.filters.decontaminate)
         case SynthesisJob(spec=spec):
             _synthesis("spec", spec, spec.strategy, spec.synthesizer)
         case TrainingJob(spec=spec):
             _training("spec", spec)
             _profile("spec.profile", spec.profile)
         case InstructionPretraining(spec=spec):
+            _sets("spec.corpus.filters", spec.corpus.filters.decontaminate)
             _synthesis("spec.synthesis", spec.synthesis, spec.synthesis.strategy, spec.synthesis.synthesizer)
             _training("spec.training", spec.training)
             for index, arm in enumerate(spec.arms):
@@ -36,13 +40,26 @@ def preflight(resource: AnyResource) -> None:
 
 
 def _synthesis(field: str, settings: SynthesisSettings, strategy: str, synthesizer: Any) -> None:
-    from instructpt.synthesis import strategies, templates
+    from instructpt.synthesis import engine, filters, strategies, templates
 
     _named(f"{field}.strategy", strategy, strategies.load)
+    if settings.engine.name != strategies.RULES_ENGINE:
+        _named(f"{field}.engine.name", settings.engine.name, engine.registry.get)
     _named(f"{field}.templates", settings.templates, templates.load)
+    for index, name in enumerate(settings.filters.plugins):
+        _named(f"{field}.filters.plugins[{index}]", name, filters.registry.get)
+    _sets(f"{field}.filters", settings.filters.decontaminate)
     if synthesizer is not None:
         _profile(f"{field}.synthesizer.profile", synthesizer.profile)
         _model(f"{field}.synthesizer.model", synthesizer.model)
+
+
+def _sets(field: str, wanted: Decontamination | None) -> None:
+    """Evaluation sets are read first when they are needed, which may be hours later."""
+    if wanted is not None:
+        from instructpt.corpus.contamination import check_sets_here
+
+        check_sets_here(wanted, f"{field}.decontaminate")
 
 
 def _training(field: str, settings: TrainingSettings) -> None:

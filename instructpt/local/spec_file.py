@@ -76,7 +76,8 @@ def describe_problem(problem: Mapping[str, Any], data: object, model: type[BaseM
         return f"{field}: is required; add it"
     message = str(problem["msg"]).removeprefix("Value error, ")
     value = problem.get("input")
-    secret = "must not hold credentials" in message
+    # A text with an '@' may be a location that holds a secret, also where something else is wrong with it.
+    secret = "must not hold credentials" in message or (isinstance(value, str) and "@" in value)
     parts = value if isinstance(value, list | tuple) else (value,)
     # A list of objects is not shown either: one of them may hold the secret that another problem is about.
     shown = "" if secret or any(isinstance(part, Mapping | BaseModel) for part in parts) else f"={value!r}"

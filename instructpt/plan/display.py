@@ -154,7 +154,10 @@ def _throughput(status: Wire) -> str:
 
 
 def _eta(status: Wire) -> str:
-    seconds = (status.get("progress") or {}).get("etaSeconds")
+    progress = status.get("progress") or {}
+    seconds = progress.get("etaSeconds")
+    if progress.get("stale") and not status.get("completionTime"):
+        return "Unknown"
     return "" if seconds is None or status.get("completionTime") else duration(int(seconds))
 
 

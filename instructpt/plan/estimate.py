@@ -14,6 +14,7 @@ from instructpt.api.v1alpha1 import Corpus, EvaluationJob, InstructionPretrainin
 from instructpt.api.v1alpha1.corpus import Split
 from instructpt.api.v1alpha1.synthesisjob import SynthesisJobSpec
 from instructpt.api.v1alpha1.trainingjob import TrainingJobSpec
+from instructpt.plan.grace import parameters_of, training_grace_seconds
 from instructpt.plan.pipeline import children
 from instructpt.plan.planner import AnyResource
 from instructpt.plan.training import DEFAULT_TINY_VOCABULARY
@@ -52,7 +53,10 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEstimate:
-    """Figures of one step; ``None`` where nothing can be said yet."""
+    """Figures of one step; ``None`` where nothing can be said yet.
+
+    ``grace_seconds`` is what a pod of a training gets on a cluster between SIGTERM and SIGKILL.
+    """
 
     step: str
     shards: int | None = None
@@ -62,6 +66,7 @@ class StageEstimate:
     parameters: int | None = None
     memory_bytes: int | None = None
     seconds: float | None = None
+    grace_seconds: int | None = None
 
     def fits(self, machine: Machine) -> bool | None:
         """Whether the memory is there; ``None`` where unknown."""
@@ -118,7 +123,7 @@ def _synthesis(
     if documents is None or probe is None:
         return StageEstimate(step=step)
     text_tokens = round(probe.bytes * part / BYTES_PER_TOKEN)
-    if spec.strategy == "mined":
+    if spec.engine.name == "mined":
         return StageEstimate(
             step=step, documents=documents, tokens=text_tokens, seconds=2 + documents / MINED_DOCUMENTS_PER_SECOND
         )
@@ -138,8 +143,9 @@ def _synthesis(
 def _training(step: str, spec: TrainingJobSpec, machine: Machine) -> StageEstimate:
     steps = math.ceil(spec.tokens / (spec.global_batch_rows * spec.sequence_length * FILL))
     config = architecture(spec.init.preset, spec.init.config)
+    grace = _grace(spec, config)
     if "hidden_size" not in config:
-        return StageEstimate(step=step, tokens=spec.tokens, steps=steps)
+        return StageEstimate(step=step, tokens=spec.tokens, steps=steps, grace_seconds=grace)
     vocabulary = int(config.get("vocab_size", 0)) or _vocabulary(spec)
     parameters = num_parameters(config, vocabulary)
     gpu = spec.gpus_per_node > 0
@@ -151,7 +157,14 @@ def _training(step: str, spec: TrainingJobSpec, machine: Machine) -> StageEstima
         parameters=parameters,
         memory_bytes=memory_per_rank(spec, config, parameters, vocabulary) * (1 if gpu else spec.processes_per_node),
         seconds=START_SECONDS["gpu" if gpu else "cpu"] + 6.0 * parameters * spec.tokens / rate,
+        grace_seconds=grace,
     )
+
+
+def _grace(spec: TrainingJobSpec, config: dict[str, object]) -> int:
+    user = spec.pod_template.termination_grace_period_seconds if spec.pod_template is not None else None
+    planned = training_grace_seconds(parameters_of(config, spec.init.from_), spec.checkpoint.upload_bytes_per_second)
+    return planned if user is None else user
 
 
 def _vocabulary(spec: TrainingJobSpec) -> int:

@@ -34,6 +34,8 @@ ANNOTATION_TEMPLATE = f"{GROUP}/template-hash"
 """On compute children: hash of the podTemplate and images they were made with. Those may be corrected at any time."""
 ANNOTATION_CODE_VERSION = f"{GROUP}/code-version"
 """On the objects that a pipeline creates: the version that its own stages are of, so that theirs agree."""
+ANNOTATION_INPUTS = f"{GROUP}/inputs"
+"""On the objects that a pipeline creates: the inputs named by its own refs, as they were when it started."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 

@@ -175,7 +175,7 @@ def _corpus(pipeline: InstructionPretraining) -> PlannedChild:
         spec=CorpusSpec(
             **{name: getattr(spec.corpus, name) for name in CorpusSource.model_fields}, **_policy(pipeline),
             split=spec.corpus.split, documents_per_shard=spec.corpus.documents_per_shard, shards=spec.synthesis.shards,
-            storage=below(spec.storage, STEP_CORPUS),
+            storage=below(spec.storage, STEP_CORPUS), filters=spec.corpus.filters,
         ),
     )  # fmt: skip
     return PlannedChild(step=STEP_CORPUS, object=object_, needs=())

@@ -6,12 +6,17 @@ from typing import Any
 
 
 def merge_progress(figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """One answer for all replicas: totals are the ledger's (the largest seen), rates and counts add up."""
+    """One answer for all replicas.
+
+    Totals and their speed are the ledger's (the largest seen), rates and counts add up, gauges are those of the first
+    that has some: of a training only the first rank tells.
+    """
     merged: dict[str, Any] = {
         "done": max(f["done"] for f in figures),
         "total": max(f["total"] for f in figures),
         "unit": next((f["unit"] for f in figures if f["unit"]), ""),
-        "gauges": figures[0]["gauges"],
+        "gauges": next((f["gauges"] for f in figures if f["gauges"]), {}),
+        "per_second": max((f.get("per_second") or 0.0 for f in figures), default=0.0),
     }
     for part in ("counts", "rates"):
         names = {name for f in figures for name in f[part]}

@@ -20,7 +20,7 @@ def plan_synthesis(
     """
     corpus = builder.resolve(spec.input, "spec.input")
     model = _model(builder, spec)
-    ready = model is not None or spec.strategy == "mined"
+    ready = model is not None or spec.engine.name == "mined"
     section = None
     if ready and corpus is not None:
         settings = SynthesisSettings(**{name: getattr(spec, name) for name in SynthesisSettings.model_fields})
@@ -38,7 +38,7 @@ def plan_synthesis(
 
 def _model(builder: PlanBuilder, spec: SynthesisJobSpec) -> ResolvedInput | None:
     """The synthesizer; ``None`` for rules, and while the job that trains it has no export."""
-    if spec.strategy == "mined" or spec.synthesizer is None:
+    if spec.engine.name == "mined" or spec.synthesizer is None:
         return None
     if spec.synthesizer.ref is not None:
         fix = "set synthesizer.model to that job's output"

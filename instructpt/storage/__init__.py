@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from instructpt.errors import NotFoundError
+from instructpt.storage.ahead import map_ahead, open_all
 from instructpt.storage.base import ObjectInfo, Store
 from instructpt.storage.credentials import Target, describe_credentials
 from instructpt.storage.filesystem import FilesystemStore, write_atomically
@@ -29,6 +30,8 @@ __all__ = [
     "expand_uri",
     "has_glob",
     "join_uri",
+    "map_ahead",
+    "open_all",
     "open_store",
     "parse_uri",
     "relative_key",

@@ -28,6 +28,9 @@ DEFAULT_SECRETS_DIR = "/var/run/instructpt/secrets"
 DEFAULT_ATTEMPTS = 8
 """Attempts per request, the first included: about half a minute of an ailing server. AWS_MAX_ATTEMPTS overrides."""
 
+POOL_CONNECTIONS = 32
+"""Connections that the client of a process keeps open."""
+
 REREAD_SECONDS = 60
 """Secret files are read again when they were last read this long ago, so a rotated Secret takes effect."""
 
@@ -251,7 +254,7 @@ def _config(target: Target) -> Config:
         },
         connect_timeout=10,
         read_timeout=60,
-        max_pool_connections=32,
+        max_pool_connections=POOL_CONNECTIONS,
         user_agent_extra="instructpt",
         **options,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from urllib.parse import unquote
 
+from instructpt.api.uris import QUERY, holds_credentials
 from instructpt.errors import ConfigError
 
 TEMPORARY_PREFIX = ".instructpt-tmp-"
@@ -14,7 +15,6 @@ TEMPORARY_PREFIX = ".instructpt-tmp-"
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://(.*)$", re.DOTALL)
 _HALF_SCHEME = re.compile(r"^(s3|memory|file):/?(?!/)", re.IGNORECASE)
-_QUERY = re.compile(r"\?[A-Za-z0-9_.-]+=")
 _GLOB = re.compile(r"[*?\[]")
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$")
 
@@ -111,11 +111,16 @@ def check_key(key: str) -> str:
 def parse_uri(uri: str) -> Location:
     """Parse a path, ``file:///path``, ``s3://bucket/prefix`` or ``memory://name/prefix``.
 
-    Messages never repeat a URI that holds credentials.
+    Messages never repeat the URI: a part of it may be a secret, also where it does not look like one.
 
     Raises:
         ConfigError: Unknown scheme, credentials or a query inside, or no bucket.
     """
+    if holds_credentials(uri):
+        raise ConfigError(
+            "a URI must not hold credentials",
+            fix="write it without the part before '@' and name the credentials with secretRef",
+        )
     match = _SCHEME.match(uri)
     if match is None:
         return _parse_path(uri)
@@ -125,21 +130,19 @@ def parse_uri(uri: str) -> Location:
             f"{scheme}:// is not a storage that instructpt speaks", fix="use a path, file:///path or s3://bucket/prefix"
         )
     authority, _, path = rest.partition("/")
-    if "@" in authority:
-        raise ConfigError(
-            f"a {scheme}:// URI must not hold credentials",
-            fix="write it without the part before '@' and name the credentials with secretRef",
-        )
-    if re.search(r"[?#]", authority) or _QUERY.search(path):
+    if re.search(QUERY, uri):
         raise ConfigError(
             f"a {scheme}:// URI must not hold a query or fragment", fix="endpoint and region are fields beside uri"
         )
     if scheme == Scheme.FILE:
         if authority not in ("", "localhost"):
-            raise ConfigError(f"file://{authority}/ names another host", fix="write file:///path, with three slashes")
+            raise ConfigError("a file:// URI must not name another host", fix="write file:///path, with three slashes")
         return _parse_path("/" + unquote(path))
     if not _BUCKET.match(authority):
-        raise ConfigError(f"{authority!r} is no bucket name in {uri!r}", fix=f"write {scheme}://bucket/prefix")
+        raise ConfigError(
+            f"a {scheme}:// URI needs a bucket name: letters, digits, '.', '_' and '-'",
+            fix=f"write {scheme}://bucket/prefix",
+        )
     return Location(scheme=Scheme(scheme), bucket=authority, path=path.strip("/"))
 
 
@@ -149,8 +152,8 @@ def _parse_path(path: str) -> Location:
     half = _HALF_SCHEME.match(path)
     if half is not None:
         raise ConfigError(
-            f"{path!r} looks like a URI with too few slashes",
-            fix=f"write {half[1].lower()}:// (or ./{path} for a path)",
+            "the location looks like a URI with too few slashes",
+            fix=f"write {half[1].lower()}:// (or ./ before it for a path)",
         )
     return Location(scheme=Scheme.FILE, path=path.rstrip("/") or "/")
 

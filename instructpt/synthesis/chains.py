@@ -58,12 +58,16 @@ def arrange(documents: Sequence[str], shots: int, layout: str = "chain-local") -
     if layout == "chain-local":
         return [list(range(start, min(start + shots, count))) for start in range(0, count, shots)]
     if layout == "reference":
-        return _rounds(count, shots)
+        return [chain for together in collections(count, shots) for chain in together]
     raise ConfigError("unknown layout", field="layout", value=layout, fix=f"known: {', '.join(LAYOUTS)}")
 
 
-def _rounds(count: int, shots: int) -> list[list[int]]:
-    """The reference's order: see ``arrange``."""
+def collections(count: int, shots: int) -> list[list[list[int]]]:
+    """The chains of the layout ``reference``, by collection: those that end up at one place of its last round.
+
+    The reference seeds its templates by collection, so the number of each matters. A collection is a chain that the
+    last round continued, after the chain it left over, if any; surplus chains are collections of their own.
+    """
     if not count:
         return []
     width = -(-count // shots)
@@ -71,11 +75,8 @@ def _rounds(count: int, shots: int) -> list[list[int]]:
     # Only the last non-empty round can be short; it continues the first `last` chains.
     last = count - (len(chains[0]) - 1) * width
     continued, left_over = chains[:last], chains[last:]
-    ordered: list[list[int]] = []
-    for index, chain in enumerate(continued):
-        ordered.extend(left_over[index : index + 1])
-        ordered.append(chain)
-    return ordered + left_over[len(continued) :]
+    together = [[*left_over[index : index + 1], chain] for index, chain in enumerate(continued)]
+    return together + [[chain] for chain in left_over[len(continued) :]]
 
 
 def estimate_tokens_reference(text: str) -> float:
@@ -125,11 +126,13 @@ def advance(
     render: Render,
     count_tokens: CountTokens,
     max_prompt_tokens: int,
+    estimate_tokens: CountTokens | None = None,
 ) -> Step:
     """Decide how ``document`` is synthesized after ``chain``; arguments as in ``fits`` and ``arrange``.
 
     It continues the chain if that has fewer than ``shots`` shots, its last shot has a pair, and the prompt fits;
     else it starts afresh. A document that does not fit even alone is ``too-long`` and takes no neighbour with it.
+    With ``estimate_tokens`` a chain goes on only where the estimate fits as well; it never judges a lone document.
     """
     reason = CONTINUES
     if not chain:
@@ -141,7 +144,8 @@ def advance(
     if reason == CONTINUES:
         prompt = render(chain, document)
         length = count_tokens(prompt)
-        if length <= max_prompt_tokens:
+        likely = estimate_tokens(prompt) if estimate_tokens else length
+        if max(likely, length) <= max_prompt_tokens:
             return Step(verdict="continue", reason=reason, prompt=prompt, prompt_tokens=length, shots=tuple(chain))
         reason = DOES_NOT_FIT
     prompt = render((), document)
@@ -164,6 +168,24 @@ class Entry:
     indices: tuple[int, ...]
     shots: tuple[Shot, ...]
     reason: str | None = None
+
+
+def gather(entries: Sequence[Entry], collected: Sequence[Sequence[Sequence[int]]]) -> list[list[Entry]]:
+    """Entries by collection, in the reference's order; those of no collection follow, each on its own.
+
+    Args:
+        entries: Finished rows, in any order.
+        collected: The collections, as indices of documents (see ``collections``).
+    """
+    place: dict[int, tuple[int, int]] = {}
+    for number, together in enumerate(collected):
+        place |= {index: (number, at) for at, index in enumerate(index for chain in together for index in chain)}
+    gathered: list[list[Entry]] = [[] for _ in collected]
+    inside = [entry for entry in entries if entry.indices[0] in place]
+    for entry in sorted(inside, key=lambda entry: place[entry.indices[0]]):
+        gathered[place[entry.indices[0]][0]].append(entry)
+    outside = sorted((entry for entry in entries if entry.indices[0] not in place), key=lambda entry: entry.indices[0])
+    return [*gathered, *([entry] for entry in outside)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

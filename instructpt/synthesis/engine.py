@@ -37,6 +37,7 @@ class GenerationRequest:
         top_p: Nucleus; 1 is all.
         seed: Of the draws when the temperature is not 0.
         stop_ids: Generation ends after one of these.
+        priority: Among waiting requests the lowest goes first, where the engine can choose.
     """
 
     prompt_ids: tuple[int, ...]
@@ -45,6 +46,7 @@ class GenerationRequest:
     top_p: float = 1.0
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +58,14 @@ class Completion:
         text: The same as text, without the stop token.
         finish_reason: ``stop`` at a stop token, ``length`` at ``max_tokens``.
         attempts: Times the engine was asked, retries included.
+        cached_tokens: Of the prompt, as far as the engine had them in its cache and says so.
     """
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason
     attempts: int = 1
+    cached_tokens: int = 0
 
 
 class RequestFailedError(SynthesisError):
@@ -93,6 +97,24 @@ class Engine(Protocol):
     def default_concurrency(self) -> int:
         """Requests in flight that keep the engine busy."""
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether a micro-shard's completions are a function of its requests, as long as nothing else is under way."""
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """Tokens that its prefix cache holds; None where there is none or the engine cannot tell."""
+
+    def progress(self) -> int:
+        """A number that changes whenever work gets on; constant where the engine cannot tell."""
+
+    async def check_health(self) -> None:
+        """See whether the engine still lives.
+
+        Raises:
+            EnvironmentNotReadyError: It does not.
+        """
+
     async def generate(self, request: GenerationRequest) -> Completion:
         """Complete a prompt.
 
@@ -122,10 +144,20 @@ class BaseEngine:
         default_concurrency: Requests in flight when the spec does not say.
     """
 
+    deterministic = False
+    cache_tokens: int | None = None
+
     def __init__(self, tokenizer: PromptTokenizer, context_window: int, default_concurrency: int) -> None:
         self.tokenizer = tokenizer
         self.context_window = context_window
         self.default_concurrency = default_concurrency
+
+    def progress(self) -> int:
+        """Cannot tell."""
+        return 0
+
+    async def check_health(self) -> None:
+        """Nothing to look at."""
 
     async def close(self) -> None:
         """Nothing to give back."""
@@ -168,8 +200,21 @@ def _lazy(module: str) -> EngineFactory:
     return factory
 
 
-for _name in ("transformers", "vllm", "openai"):
-    registry.register(_name, _lazy(f"instructpt.synthesis.{_name}_engine"))
+_MODULES = {name: f"instructpt.synthesis.{name}_engine" for name in ("transformers", "vllm", "openai")}
+for _name, _module in _MODULES.items():
+    registry.register(_name, _lazy(_module))
+
+
+def load_libraries(name: str) -> None:
+    """Import what the engine called ``name`` needs, before a lease is held; that of a plug-in is its own matter.
+
+    Raises:
+        EnvironmentNotReadyError: A package is not installed; names the command.
+    """
+    if name in _MODULES:
+        load = getattr(importlib.import_module(_MODULES[name]), "load", None)
+        if load is not None:
+            load()
 
 
 def open_engine(

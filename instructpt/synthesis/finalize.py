@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from instructpt.api.runspec import RunSpec, StageResult
+from instructpt.corpus.contamination import PREFIX as EVALUATION_PREFIX
 from instructpt.corpus.ledger import CommitRecord, Ledger
 from instructpt.corpus.manifest import MANIFEST, Manifest, load_manifest, publish_manifest
 from instructpt.errors import ConfigError, SynthesisError
@@ -15,6 +17,7 @@ from instructpt.synthesis.work import Work
 from instructpt.telemetry.context import WorkerContext
 
 _EXAMPLES = 3
+_FILTERED = "filtered_"
 
 
 def finalize(spec: RunSpec, ctx: WorkerContext) -> StageResult:
@@ -64,15 +67,43 @@ def _manifest(work: Work, commits: Mapping[str, CommitRecord]) -> Manifest:
         )
     if models:
         inputs["model"] = str(models.pop())
+    extra: dict[str, Any] = {"work_key": work.key}
+    if work.evaluation is not None:
+        _check_one_evaluation(work)
+        extra["evaluation"] = work.evaluation.to_manifest()
     return Manifest(
         kind="augmented",
         code_version=work.code_version,
         inputs=inputs,
-        settings=work.settings(),
+        settings=work.settings(_recipe(work, commits)),
         counts=dict(sorted(totals.items())),
         shards=tuple(shards),
-        extra={"work_key": work.key},
+        extra=extra,
     )
+
+
+def _recipe(work: Work, commits: Mapping[str, CommitRecord]) -> Mapping[str, str]:
+    """The digests of profile and templates, as the workers had them."""
+    found = {tuple(sorted(commit.record["recipe"].items())) for commit in commits.values() if "recipe" in commit.record}
+    if len(found) > 1:
+        raise SynthesisError(
+            "micro-shards were made with different templates or profiles: they were replaced during the run",
+            field="templates",
+            value=work.run.settings.templates,
+            fix="give every worker the same, and synthesize into an empty storage",
+        )
+    # Commits of earlier versions have none.
+    return dict(found.pop()) if found else work.recipe.digests
+
+
+def _check_one_evaluation(work: Work) -> None:
+    found = [info.key for info in work.output.list(f"{work.prefix}/{EVALUATION_PREFIX}")]
+    if len(found) > 1:
+        raise SynthesisError(
+            "micro-shards were made against different evaluation sets: a set was replaced during the run",
+            field="filters.decontaminate",
+            fix="synthesize into an empty storage",
+        )
 
 
 def _check(work: Work, counts: Mapping[str, int], commits: Mapping[str, CommitRecord]) -> None:
@@ -83,13 +114,36 @@ def _check(work: Work, counts: Mapping[str, int], commits: Mapping[str, CommitRe
             f"{work.documents} documents went in, {documents} came out with {verdicts} verdicts",
             fix="this is a fault of instructpt: please report it with the manifest of the corpus",
         )
+    parsed, filtered = counts.get("parsed_pairs", 0), sum(n for name, n in counts.items() if name.startswith(_FILTERED))
+    if parsed != counts["pairs"] + filtered:
+        raise SynthesisError(
+            f"{parsed} pairs were parsed, {counts['pairs']} were kept and {filtered} dropped by filters",
+            fix="this is a fault of instructpt: please report it with the manifest of the corpus",
+        )
     if counts["dead_letters"] == documents:
         raise SynthesisError(
             f"the engine failed on all of {documents} documents",
             fix="read the worker's log, repair the engine, then retry them with `instructpt requeue`",
         )
+    converted = documents - counts.get("raw_not_converted", 0)
+    if converted and counts.get("raw_too_long", 0) == converted:
+        sampling = work.run.settings.sampling
+        raise SynthesisError(
+            f"all of {converted} documents are too long: {sampling.context_window} tokens less maxTokens "
+            f"{sampling.max_tokens} leave {sampling.context_window - sampling.max_tokens} for a prompt",
+            field="sampling.contextWindow",
+            value=sampling.context_window,
+            fix="raise it, lower sampling.maxTokens, or cut the documents shorter",
+        )
+    if parsed and not counts["pairs"]:
+        reasons = ", ".join(f"{name} {n}" for name, n in sorted(counts.items()) if name.startswith(_FILTERED))
+        raise SynthesisError(
+            f"the filters dropped all of {parsed} pairs: {reasons}",
+            field="filters",
+            fix="look at some with `instructpt run FILE --sample 20` and no filters, then set the bounds",
+        )
     completions = counts.get("finish_stop", 0) + counts.get("finish_length", 0)
-    if work.run.strategy != "mined" and completions and not counts["pairs"]:
+    if completions and not counts["pairs"]:
         found = [str(e) for c in commits.values() for e in c.record.get("examples", ())][:_EXAMPLES]
         shown = "; ".join(repr(example) for example in found)
         raise SynthesisError(

@@ -246,11 +246,14 @@ class TagProfile:
 
     def _pairs(self, pairs: Sequence[Pair]) -> str:
         """The pairs, joined by an empty line."""
-        return "\n\n".join(
-            f"{self.question_tag} {self.neutralise(pair.question)[0]} "
-            f"{self.answer_tag} {self.neutralise(pair.answer)[0]} {self.end_tag}"
-            for pair in pairs
-        )
+        return "\n\n".join(map(self._pair, pairs))
+
+    def _pair(self, pair: Pair) -> str:
+        question, answer = self.neutralise(pair.question)[0], self.neutralise(pair.answer)[0]
+        if self.compat == "reference":
+            # There a question that holds the answer's placeholder has it filled in.
+            question = question.replace("{answer}", answer)
+        return f"{self.question_tag} {question} {self.answer_tag} {answer} {self.end_tag}"
 
 
 def _instruction_synthesizer(compat: Compat) -> Profile:

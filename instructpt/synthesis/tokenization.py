@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from instructpt.api.v1alpha1.synthesisjob import Sampling
 from instructpt.errors import ConfigError, EnvironmentNotReadyError
 from instructpt.synthesis.model import Pair, Shot
 from instructpt.synthesis.profiles import Profile
@@ -108,6 +109,24 @@ def check_context(folder: Path, context_window: int) -> None:
             field="sampling.contextWindow",
             value=context_window,
             fix=f"use {limit} or less, or a model with a longer context",
+        )
+
+
+def check_room(profile: Profile, tokenizer: PromptTokenizer, sampling: Sampling) -> None:
+    """Refuse a context that cannot hold one document and one answer.
+
+    Raises:
+        ConfigError: Naming what the profile alone takes.
+    """
+    special = profile.bos_policy == "reference"
+    frame = len(tokenizer.encode(profile.render((), "a"), add_special_tokens=special))
+    if frame + sampling.max_tokens > sampling.context_window:
+        raise ConfigError(
+            f"cannot hold a document and its answer: profile {profile.name} takes {frame} tokens around a document of "
+            f"one letter, and sampling.maxTokens {sampling.max_tokens} for the answer",
+            field="sampling.contextWindow",
+            value=sampling.context_window,
+            fix="raise it to hold your documents too, or lower sampling.maxTokens",
         )
 
 

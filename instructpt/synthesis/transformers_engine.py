@@ -102,6 +102,8 @@ class TransformersEngine(BaseEngine):
         lanes: Completions at once.
     """
 
+    deterministic = True
+
     def __init__(self, decoder: Decoder, tokenizer: PromptTokenizer, *, context_window: int, lanes: int) -> None:
         super().__init__(tokenizer, context_window, lanes)
         self._torch = require("torch", needed_by="engine transformers", command=_INSTALL)
@@ -242,6 +244,16 @@ def _fail(job: _Job, error: Exception) -> None:
     if not job.answer.done():
         known = isinstance(error, InstructPTError)
         job.answer.set_exception(error if known else SynthesisError(f"the model failed: {error}", retryable=True))
+
+
+def load() -> None:
+    """Import the libraries.
+
+    Raises:
+        EnvironmentNotReadyError: torch or transformers is not installed.
+    """
+    for library in ("torch", "transformers"):
+        require(library, needed_by="engine transformers", command=_INSTALL)
 
 
 def create(settings: EngineSettings) -> TransformersEngine:

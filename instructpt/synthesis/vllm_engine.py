@@ -26,7 +26,9 @@ from instructpt.synthesis.engine import (
 from instructpt.synthesis.tokenization import PromptTokenizer, check_context, load_tokenizer
 
 INSTALL = "pip install 'instructpt[vllm]'"
-# Requests waiting beside those that run, so that the engine never drains (performance.md, section 3).
+_BY_PRIORITY = "priority"
+_CPU_BLOCK = 32
+# Requests waiting beside those that run, so that the engine never drains.
 _IN_FLIGHT_PER_SEQUENCE = 2
 _ENVIRONMENT: Mapping[str, str] = {
     "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -64,8 +66,7 @@ class VllmEngine(BaseEngine):
         self._llm: Any = None
 
     async def __aenter__(self) -> Self:
-        vllm = _vllm()
-        module = require("vllm.v1.engine.async_llm", needed_by="engine vllm", command=INSTALL)
+        vllm, module = _vllm(), _async_llm()
         try:
             self._llm = module.AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**self._args))
         except (ValueError, TypeError) as error:
@@ -76,7 +77,28 @@ class VllmEngine(BaseEngine):
         if self._fixed_concurrency is None:
             running = int(self._llm.vllm_config.scheduler_config.max_num_seqs)
             self.default_concurrency = _IN_FLIGHT_PER_SEQUENCE * running
+        cache = self._llm.vllm_config.cache_config
+        if cache.enable_prefix_caching and cache.num_gpu_blocks:
+            self.cache_tokens = int(cache.num_gpu_blocks) * int(cache.block_size)
         return self
+
+    def progress(self) -> int:
+        """Tokens of the requests that are under way: changes with every step of the core."""
+        processor = getattr(self._llm, "output_processor", None)
+        states = getattr(processor, "request_states", {}).values()
+        return sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
+
+    async def check_health(self) -> None:
+        """Ask whether the core process lives.
+
+        Raises:
+            EnvironmentNotReadyError: It does not.
+        """
+        if self._llm is not None:
+            try:
+                await self._llm.check_health()
+            except Exception as error:
+                raise _dead() from error
 
     async def close(self) -> None:
         """End the core process."""
@@ -107,13 +129,15 @@ class VllmEngine(BaseEngine):
             detokenize=False,
             output_kind=kinds.RequestOutputKind.FINAL_ONLY,
         )
-        prompt = vllm.TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+        # Ready for the engine as it stands: a TokensPrompt would go through vLLM's renderer and its threads.
+        prompt = {"type": "token", "prompt_token_ids": list(request.prompt_ids)}
+        name = f"instructpt-{next(self._numbers)}"
         last: Any = None
         try:
-            async for output in self._llm.generate(prompt, params, request_id=f"instructpt-{next(self._numbers)}"):
+            async for output in self._llm.generate(prompt, params, request_id=name, priority=self._priority(request)):
                 last = output
         except errors.EngineDeadError as error:
-            raise EnvironmentNotReadyError("vLLM's core is dead; its log says why", retryable=True) from error
+            raise _dead() from error
         except errors.EngineGenerateError as error:
             raise SynthesisError(f"vLLM failed on the request: {error}", retryable=True) from error
         # What it refuses comes as exceptions of several kinds, which have moved between its versions.
@@ -121,14 +145,22 @@ class VllmEngine(BaseEngine):
             raise SynthesisError(f"vLLM refuses the request: {error}") from error
         if last is None or not last.outputs:
             raise SynthesisError("vLLM gave no output", retryable=True)
-        return self._completion(last.outputs[0], request)
+        return self._completion(last.outputs[0], request, cached=int(last.num_cached_tokens or 0))
 
-    def _completion(self, output: Any, request: GenerationRequest) -> Completion:
+    def _priority(self, request: GenerationRequest) -> int:
+        """VLLM refuses a priority unless it schedules by priority, which a spec may have turned off."""
+        return request.priority if self._args.get("scheduling_policy") == _BY_PRIORITY else 0
+
+    def _completion(self, output: Any, request: GenerationRequest, *, cached: int) -> Completion:
         ids = tuple(int(token) for token in output.token_ids)
         stopped = bool(ids) and ids[-1] in request.stop_ids
         reason: FinishReason = "stop" if stopped else "length"
         text = self.tokenizer.decode(ids[:-1] if stopped else ids)
-        return Completion(token_ids=ids, text=text, finish_reason=reason)
+        return Completion(token_ids=ids, text=text, finish_reason=reason, cached_tokens=cached)
+
+
+def _dead() -> EnvironmentNotReadyError:
+    return EnvironmentNotReadyError("vLLM's core is dead; its log says why", retryable=True)
 
 
 def _vllm() -> Any:
@@ -143,6 +175,20 @@ def _vllm() -> Any:
     return vllm
 
 
+def _async_llm() -> Any:
+    return require("vllm.v1.engine.async_llm", needed_by="engine vllm", command=INSTALL)
+
+
+def load() -> None:
+    """Import the libraries.
+
+    Raises:
+        EnvironmentNotReadyError: vLLM is not installed.
+    """
+    _vllm()
+    _async_llm()
+
+
 def create(settings: EngineSettings) -> VllmEngine:
     """The engine for a model's folder; it starts on entering.
 
@@ -154,9 +200,15 @@ def create(settings: EngineSettings) -> VllmEngine:
     given = dict(settings.spec.args)
     check_args(given, {field.name for field in dataclasses.fields(vllm.AsyncEngineArgs)})
     check_context(settings.model, settings.sampling.context_window)
-    defaults: dict[str, Any] = {"disable_log_stats": True}
+    # By priority, a chain that has begun goes before one that has not, while its prefix is still in the cache.
+    defaults: dict[str, Any] = {
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,
+        "scheduling_policy": _BY_PRIORITY,
+    }
     if _is_on_cpu():
         defaults["enforce_eager"] = True
+        check_block_size(given.get("block_size"))
     args = {
         **defaults,
         **given,
@@ -176,6 +228,21 @@ def create(settings: EngineSettings) -> VllmEngine:
 def _is_on_cpu() -> bool:
     platforms = require("vllm.platforms", needed_by="engine vllm", command=INSTALL)
     return bool(platforms.current_platform.is_cpu())
+
+
+def check_block_size(size: object) -> None:
+    """Refuse a size of cache blocks that vLLM's attention on a CPU cannot use; its core would die of it.
+
+    Raises:
+        ConfigError: Naming one that it can.
+    """
+    if isinstance(size, int) and size % _CPU_BLOCK:
+        raise ConfigError(
+            f"on a CPU it must be a multiple of {_CPU_BLOCK}",
+            field="engine.args.block_size",
+            value=size,
+            fix=f"use {max(1, round(size / _CPU_BLOCK)) * _CPU_BLOCK}",
+        )
 
 
 def check_args(given: Mapping[str, Any], known: set[str]) -> None:

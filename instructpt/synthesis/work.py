@@ -7,17 +7,20 @@ the objects of one key.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from instructpt.api.runspec import RunSpec, SynthesizeRun
+from instructpt.corpus.contamination import EvaluationNgrams, evaluation_ngrams
 from instructpt.corpus.ledger import Ledger
 from instructpt.corpus.manifest import MANIFEST, Manifest, ShardEntry, digest_of, load_manifest, parse_manifest
 from instructpt.corpus.shards import CorpusReader
 from instructpt.errors import ConfigError
 from instructpt.storage import Store, open_store
-from instructpt.synthesis import profiles, strategies, templates
-from instructpt.synthesis.microshard import Recipe
+from instructpt.synthesis import mined, profiles, strategies, templates
+from instructpt.synthesis.writers import Recipe
 
 WORK = "work"
 SPEC = "spec.json"
@@ -31,9 +34,12 @@ class Part:
     documents: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """A synthesis stage, resolved.
+
+    What the workers' image alone may hold (plug-ins, the pattern file that ``templates`` names) is loaded when
+    ``recipe`` is first asked for; the stage is finalized without it.
 
     Attributes:
         run: Its section of the RunSpec.
@@ -42,7 +48,6 @@ class Work:
         parts: Its micro-shards.
         reader: Reads them.
         corpus_digest: Of the corpus's manifest.
-        recipe: Settings, profile and templates.
         code_version: Version of the code.
         parallelism: Workers.
     """
@@ -53,9 +58,33 @@ class Work:
     parts: tuple[Part, ...]
     reader: CorpusReader
     corpus_digest: str
-    recipe: Recipe
     code_version: str
     parallelism: int
+
+    @cached_property
+    def evaluation(self) -> EvaluationNgrams | None:
+        """N-grams that no pair may share, where the spec names evaluation sets."""
+        wanted, place = self.run.settings.filters.decontaminate, f"{self.prefix}/"
+        return evaluation_ngrams(wanted, self.output, place, field="filters.decontaminate") if wanted else None
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Settings, profile, templates and rules.
+
+        Raises:
+            ConfigError: A name is unknown, or what it names cannot be used.
+        """
+        run = self.run
+        strategy = strategies.load(run.strategy)
+        strategy.check_engine(run.settings.engine.name)
+        return Recipe(
+            settings=run.settings,
+            profile=profiles.load(run.profile, run.compat),
+            templates=templates.load(run.settings.templates, run.compat),
+            deduplicate=strategy.deduplicate,
+            evaluation=self.evaluation,
+            mine=strategy.mine or mined.mine_tasks,
+        )
 
     @property
     def prefix(self) -> str:
@@ -78,17 +107,24 @@ class Work:
             parallel=self.parallelism > 1,
         )
 
-    def settings(self) -> dict[str, Any]:
-        """What decided the content, as it stands in the manifest: no place, no number of workers."""
+    def settings(self, digests: Mapping[str, str]) -> dict[str, Any]:
+        """What decided the content, as it stands in the manifest: no place, no number of workers.
+
+        Args:
+            digests: Of profile and templates, as the workers had them (``Recipe.digests``).
+        """
         wire = self.run.settings.to_wire()
         for name in ("parallelism", "leaseSeconds"):
             wire.pop(name, None)
         for name in ("endpoint", "resources"):
             wire.get("engine", {}).pop(name, None)
+        for one in wire["filters"].get("decontaminate", {}).get("sets", ()):
+            for name in ("endpoint", "region", "secretRef"):
+                one.pop(name, None)
         return {
             "strategy": self.run.strategy,
-            "profile": {"name": self.run.profile, "compat": self.run.compat, "digest": self.recipe.profile.digest},
-            "templates": {"source": self.recipe.templates.source, "digest": self.recipe.templates.digest},
+            "profile": {"name": self.run.profile, "compat": self.run.compat, "digest": digests["profile"]},
+            "templates": {"source": self.run.settings.templates, "digest": digests["templates"]},
             "split": self.run.split or "all",
             "max_documents": self.run.max_documents or 0,
             "synthesis": wire,
@@ -120,21 +156,13 @@ def finished(spec: RunSpec, output: Store) -> Manifest | None:
 
 
 def resolve(spec: RunSpec, output: Store) -> Work:
-    """Read the corpus's manifest and everything that the section names.
+    """Read the corpus's manifest.
 
     Raises:
-        ConfigError: A name is unknown, or the corpus is another one than the spec says.
+        ConfigError: The corpus is another one than the spec says, or has no documents in this part.
         NotFoundError: The corpus is not finished.
     """
     run = section(spec)
-    strategy = strategies.load(run.strategy)
-    strategy.check_engine(run.settings.engine.name)
-    recipe = Recipe(
-        settings=run.settings,
-        profile=profiles.load(run.profile, run.compat),
-        templates=templates.load(run.settings.templates, run.compat),
-        deduplicate=strategy.deduplicate,
-    )
     corpus = open_store(run.corpus.uri, access=run.corpus)
     load_manifest(corpus, digest=run.corpus.digest)
     data = corpus.get(MANIFEST)
@@ -154,7 +182,6 @@ def resolve(spec: RunSpec, output: Store) -> Work:
         parts=parts,
         reader=CorpusReader(corpus, manifest),
         corpus_digest=digest_of(data),
-        recipe=recipe,
         code_version=spec.code_version,
         parallelism=max(spec.parallelism, run.settings.parallelism),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,7 @@ class WorkerContext:
         progress: Where live figures go; served at ``/progress`` and ``/metrics``.
         stop: Set on SIGTERM: finish or checkpoint, then leave.
         replica: Index of this worker among ``replicas``.
+        leave: Ends the process at once; does nothing unless the command line says how.
     """
 
     worker_id: str
@@ -27,3 +30,19 @@ class WorkerContext:
     stop: threading.Event = field(default_factory=threading.Event)
     replica: int = 0
     replicas: int = 1
+    leave: Callable[[], None] = lambda: None
+    is_loading: bool = False
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """While libraries load: that takes long, cannot be cut short and holds nothing that could be lost.
+
+        A worker that is asked to stop meanwhile leaves at once instead of after its first look at ``stop``.
+        """
+        self.is_loading = True
+        try:
+            if self.stop.is_set():
+                self.leave()
+            yield
+        finally:
+            self.is_loading = False

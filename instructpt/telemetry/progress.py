@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
+
+WINDOW_SECONDS = 300.0
+"""Over which the speed of the stage is measured."""
+_MARKS = 64
 
 
 class Progress:
     """Thread-safe figures of one worker, replaced as they come.
 
     ``done`` and ``total`` count the whole stage (the ledger's totals), ``rates`` are this worker's own.
+
+    Args:
+        clock: Monotonic seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
         self._lock = threading.Lock()
         self._done = 0
         self._total = 0
@@ -43,12 +54,32 @@ class Progress:
             gauges: Current values, such as ``loss``.
         """
         with self._lock:
+            if unit is not None and unit != self._unit:
+                self._unit = unit
+                self._marks.clear()
             self._done = self._done if done is None else done
             self._total = self._total if total is None else total
-            self._unit = self._unit if unit is None else unit
+            if done is not None:
+                self._mark()
             self._counts.update(counts or {})
             self._rates.update(rates or {})
             self._gauges.update(gauges or {})
+
+    def _mark(self) -> None:
+        """Remember when the stage was how far; thinned out, so that a few marks span the whole window."""
+        now = self._clock()
+        while len(self._marks) > 1 and now - self._marks[1][0] > WINDOW_SECONDS:
+            self._marks.popleft()
+        if len(self._marks) < 2 or now - self._marks[-1][0] >= WINDOW_SECONDS / _MARKS:
+            self._marks.append((now, self._done))
+
+    def _per_second(self) -> float:
+        """Units of the whole stage done a second, over the window; 0 while that cannot be known."""
+        if not self._marks:
+            return 0.0
+        since, done = self._marks[0]
+        seconds = self._clock() - since
+        return max(0.0, (self._done - done) / seconds) if seconds > 0 else 0.0
 
     def snapshot(self) -> dict[str, Any]:
         """The figures as they stand, as JSON-ready data."""
@@ -57,6 +88,7 @@ class Progress:
                 "done": self._done,
                 "total": self._total,
                 "unit": self._unit,
+                "per_second": self._per_second(),
                 "counts": dict(self._counts),
                 "rates": dict(self._rates),
                 "gauges": dict(self._gauges),

@@ -140,6 +140,11 @@ class Engine:
         self._names = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
         self._make_moments(0)
 
+    def describe(self) -> str:
+        """What DeepSpeed and the process group say that they do, for the log."""
+        stage, size = self._engine.zero_optimization_stage(), torch_dist.get_world_size()
+        return f"ZeRO stage {stage}, world size {size}, backend {torch_dist.get_backend()}"
+
     @property
     def device(self) -> torch.device:
         """Where batches go."""

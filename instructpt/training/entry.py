@@ -52,7 +52,8 @@ def run(spec: RunSpec, ctx: WorkerContext) -> None:
                 raise
             log.info("a peer is gone, and the export is whole: this training was over")
         return
-    loop: Any = importlib.import_module("instructpt.training.loop")
+    with ctx.loading():
+        loop: Any = importlib.import_module("instructpt.training.loop")
     loop.train(spec, workspace, loop.Surroundings(ranks=loop.Ranks(), stop=ctx.stop.is_set, progress=ctx.progress))
 
 

@@ -133,7 +133,7 @@ def _forward(path: Path, ctx: WorkerContext) -> None:
     if not path.exists():
         return
     found = json.loads(path.read_text(encoding="utf-8"))
-    ctx.progress.update(**found)
+    ctx.progress.update(**{name: value for name, value in found.items() if name != "per_second"})
 
 
 def _cause(folder: Path, code: int, nodes: Nodes | None = None) -> InstructPTError:

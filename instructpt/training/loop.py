@@ -122,6 +122,7 @@ class Trainer:
         if weights:
             module.load_state_dict(weights, strict=False)
         engine = Engine(module, self._settings(), self._ranks)
+        log.info("DeepSpeed: %s", engine.describe())
         if weights:
             engine.set_state(weights, state, steps=first)
         recorder = self._recorder(module)

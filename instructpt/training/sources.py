@@ -132,7 +132,7 @@ class Source:
         fields = [spec.question_field, spec.answer_field]
         for record in iter_files(file.uri, spec, "instructions", fields, field=f"source {spec.name}"):
             question, answer = record[fields[0]], record[fields[1]]
-            # Question, one space, answer: as the reference forms general instructions (method.md 1).
+            # Question, one space, answer: as the reference forms general instructions (docs/concepts/method.md).
             if self.objective == "InstructionTuning":
                 yield Text(parts=((question, False), (f" {answer}", True)))
             else:

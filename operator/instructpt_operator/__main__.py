@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from instructpt.api.version import VERSION
@@ -16,9 +17,10 @@ from instructpt.plan.naming import OPERATOR
 from instructpt.telemetry.logs import configure_logging
 from instructpt_operator.caches import Caches
 from instructpt_operator.executor import Executor
-from instructpt_operator.looker import PodLooker, fetch_progress
+from instructpt_operator.looker import LOOKS, PodLooker
 from instructpt_operator.manager import Manager
 from instructpt_operator.metrics import render_metrics
+from instructpt_operator.progress import fetch_progress
 from instructpt_operator.reconcilers.config import Config
 from instructpt_operator.runtime.client import KubeClient, ResourceType
 from instructpt_operator.runtime.health import Health, HealthServer
@@ -34,6 +36,8 @@ NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 STALE_SECONDS = 300.0
 """Without progress of an informer or a worker for so long, liveness fails (rule R20)."""
 LEASE_CALL_SECONDS = 3.0
+SYNC_SECONDS = 120.0
+"""After which a leader whose caches are not filled makes room for another."""
 
 
 class Operator:
@@ -49,7 +53,8 @@ class Operator:
     def __init__(self, settings: Settings, *, kubeconfig: str | None, namespace: str, host: str = "0.0.0.0") -> None:
         self.settings = settings
         identity = unique_identity(os.environ.get("POD_NAME"))
-        connections = 5 * settings.workers + 16
+        # One for each worker and each thread that looks at pods, and for each informer: seven a namespace (rule R8).
+        connections = len(OURS) * settings.workers + LOOKS + 7 * max(1, len(settings.watch_namespaces)) + 2
         self._client = KubeClient.connect(
             kubeconfig,
             qps=settings.qps,
@@ -61,11 +66,15 @@ class Operator:
         self.elector: LeaderElector | None = None
         if settings.lease.enabled:
             lease = settings.lease
-            own = KubeClient.connect(kubeconfig, timeout_seconds=LEASE_CALL_SECONDS, connections=2)
+            # Without retries of its own: the election waits and tries again by its own clock (rule R15).
+            own = KubeClient.connect(
+                kubeconfig, timeout_seconds=LEASE_CALL_SECONDS, connections=2, throttle_retries=0,
+                user_agent=f"{OPERATOR}/{VERSION} (lease)",
+            )  # fmt: skip
             self.elector = LeaderElector(
                 own, namespace=lease.namespace or namespace, name=lease.name, identity=identity, on_started=self._lead,
-                lease_seconds=lease.duration_seconds, renew_deadline_seconds=lease.renew_deadline_seconds,
-                retry_seconds=lease.retry_seconds,
+                on_answer=self._hurry, lease_seconds=lease.duration_seconds,
+                renew_deadline_seconds=lease.renew_deadline_seconds, retry_seconds=lease.retry_seconds,
             )  # fmt: skip
         progress = settings.progress
         looker = PodLooker(
@@ -80,9 +89,9 @@ class Operator:
         )
         self.manager = Manager(
             client=self._client,
-            caches=lambda changed: Caches(
+            caches=lambda changed, answered: Caches(
                 self._client, namespaces=settings.watch_namespaces, launcher=settings.launcher, on_change=changed,
-                on_gone=looker.forget,
+                on_gone=looker.forget, on_answer=answered,
             ),
             looker=looker,
             make_executor=lambda feed: Executor(
@@ -108,17 +117,25 @@ class Operator:
         """Finish what runs, hand the lease over, stop answering (rule R21)."""
         finished = self.manager.stop()
         logger.info("stopped", extra={"finished": finished})
-        if self.elector is not None:
+        if self.elector is not None and finished:  # what still runs may write; then the lease has to run out
             self.elector.release()
+        self.manager.caches.stop()
         for server in self._servers:
             server.stop()
 
     def _lead(self) -> None:
         logger.info("leading", extra={"settings": self.settings.hash})
+        give_up_at = time.monotonic() + SYNC_SECONDS
         for informer in self.manager.caches:
             while not informer.wait_synced(1.0):
-                continue
+                if time.monotonic() > give_up_at and self.elector is not None:
+                    # Another replica may be able to list what this one cannot; the election ends the process.
+                    raise TimeoutError(f"{informer.type.plural} could not be listed for {SYNC_SECONDS:g} s")
         self.manager.lead()
+
+    def _hurry(self) -> None:
+        """The lease is asked for every other second, and caches after an outage twice a minute."""
+        self.manager.caches.hurry()
 
     def _may_write(self) -> bool:
         return self.elector is None or self.elector.may_write()

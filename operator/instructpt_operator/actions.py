@@ -67,7 +67,15 @@ class ConfirmAbsent:
     ref: Ref
 
 
-Action = Create | Patch | Delete | ConfirmAbsent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmFresh:
+    """Read the reconciled object live before the first child of an attempt is created.
+
+    If its spec or what it remembers of its stages differs from what the visit saw, the visit decides again.
+    """
+
+
+Action = Create | Patch | Delete | ConfirmAbsent | ConfirmFresh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

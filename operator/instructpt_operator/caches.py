@@ -28,13 +28,14 @@ class Caches:
         launcher: Name of the launcher for training; its type may be missing.
         on_change: Told of the key of each object of ours that a change concerns.
         on_gone: Told of the uid of each child that is gone.
+        on_answer: Called when the API server answers again after it gave no answer at all.
     """
 
     def __init__(
         self, client: KubeClient, *, namespaces: Iterable[str], launcher: str, on_change: Callable[[Key], None],
-        on_gone: Callable[[str], None] = lambda uid: None,
+        on_gone: Callable[[str], None] = lambda uid: None, on_answer: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self._on_change, self._on_gone = on_change, on_gone
+        self._on_change, self._on_gone, self._on_answer = on_change, on_gone, on_answer
         self.launcher = launcher_type(launcher)
         self._informers: dict[str, list[Informer]] = {}
         managed = f"{MANAGED_BY}={OPERATOR}"
@@ -42,11 +43,16 @@ class Caches:
         for namespace in wanted:
             for kind, type_ in OURS.items():
                 indexers = {OWNER: controller_uid, REFERS: _refers}
-                self._add(kind, Informer(client, type_, namespace=namespace, on_event=self._ours, indexers=indexers))
+                informer = Informer(
+                    client, type_, namespace=namespace, on_event=self._ours, indexers=indexers,
+                    on_answer=self.hurry,
+                )  # fmt: skip
+                self._add(kind, informer)
             for type_, optional in ((JOBS, False), (self.launcher, True)):
                 informer = Informer(
                     client, type_, namespace=namespace, label_selector=managed, on_event=self._child,
                     indexers={OWNER: controller_uid}, transform=_without_templates, optional=optional,
+                    on_answer=self.hurry,
                 )  # fmt: skip
                 self._add(type_.kind, informer)
 
@@ -91,6 +97,11 @@ class Caches:
                     }
         return found
 
+    def child_uids(self) -> set[str]:
+        """Of every Job and every object of the launcher."""
+        kinds = (JOBS.kind, self.launcher.kind)
+        return {obj["metadata"]["uid"] for kind in kinds for i in self._informers[kind] for obj in i.store.list()}
+
     def feed(self, obj: Object) -> None:
         """Take in an object that was read or written, so that the next visit sees it."""
         kind, meta = obj.get("kind", ""), obj["metadata"]
@@ -100,6 +111,12 @@ class Caches:
             if informer.namespace in (None, meta.get("namespace")):
                 informer.feed(dict(obj))
 
+    def hurry(self) -> None:
+        """The API server is back: whoever waits ever longer need not any more."""
+        for informer in self:
+            informer.hurry()
+        self._on_answer()
+
     def _add(self, kind: str, informer: Informer) -> None:
         self._informers.setdefault(kind, []).append(informer)
 
@@ -107,7 +124,7 @@ class Caches:
         obj = event.object
         kind = obj["kind"]
         self._on_change(_key(kind, obj))
-        self._owner_of(obj)
+        self.tell_owner(obj)
         namespace = obj["metadata"]["namespace"]
         for other in OURS:
             for informer in self._informers.get(other, ()):
@@ -117,9 +134,10 @@ class Caches:
     def _child(self, event: InformerEvent) -> None:
         if event.kind == "DELETED":
             self._on_gone(event.object["metadata"]["uid"])
-        self._owner_of(event.object)
+        self.tell_owner(event.object)
 
-    def _owner_of(self, obj: Object) -> None:
+    def tell_owner(self, obj: Object) -> None:
+        """Something concerns a child: whoever owns it is to be looked at."""
         for owner in obj["metadata"].get("ownerReferences") or ():
             if owner.get("controller") and owner["kind"] in OURS:
                 self._on_change((owner["kind"], obj["metadata"]["namespace"], owner["name"]))

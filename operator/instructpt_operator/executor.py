@@ -10,13 +10,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from instructpt.plan.naming import ANNOTATION_RECONCILE
-from instructpt_operator.actions import Action, ConfirmAbsent, Create, Delete, Event, Object, Outcome, Patch, Ref
+from instructpt.plan.naming import ANNOTATION_RECONCILE, MANAGED_BY, OPERATOR
+from instructpt_operator.actions import (
+    Action,
+    ConfirmAbsent,
+    ConfirmFresh,
+    Create,
+    Delete,
+    Event,
+    Object,
+    Outcome,
+    Patch,
+    Ref,
+)
 from instructpt_operator.runtime.client import ApiError, KubeClient, ResourceType
 from instructpt_operator.runtime.merge import difference, guarded, is_another, plain
 from instructpt_operator.runtime.recorder import EventRecorder
+from instructpt_operator.types import OURS
 
 STATUS_TRIES = 3
+REFUSALS = (400, 403, 422)
+"""Answers to a Create that the same call will get again: a quota, an admission policy, an invalid object."""
+TERMINATING = "because it is being terminated"
+"""Of a namespace: nobody can mend that, and soon it is gone."""
 PROGRESS_SECONDS = 10.0
 PROGRESS_FIELDS = frozenset(
     {
@@ -32,6 +48,7 @@ PROGRESS_FIELDS = frozenset(
         "checkpoint",
         "synthesis",
         "training",
+        "workers",
     }
 )
 """Status fields that may be late: a status that differs in nothing else is written at most every 10 s."""
@@ -50,12 +67,15 @@ class Result:
         requeue_after: Seconds until the next visit, if nothing happens before and ``retry`` is false.
         retry: Come back with back-off: something failed, or the state was not what the Outcome assumed.
         conflict_name: A foreign object holds this name of a child: reconcile again with ``Observed.name_conflict``.
+        refused: What the API server said when it refused to create a child, and will say again: a quota, an admission
+            policy, an invalid object. Reconcile again with ``Observed.refused``.
         error: What the API server said, where that is why; ``None`` for conflicts, which are no errors.
     """
 
     requeue_after: float | None = None
     retry: bool = False
     conflict_name: str | None = None
+    refused: str | None = None
     error: ApiError | None = None
 
 
@@ -64,7 +84,15 @@ class _NotLeaderError(Exception):
 
 
 class _ConflictError(Exception):
-    """The object changed since it was read."""
+    """The object changed since it was read.
+
+    Args:
+        live: The object as it is, where that was read already.
+    """
+
+    def __init__(self, live: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.live = live
 
 
 def _nothing(verb: str, ref: Ref) -> None:
@@ -129,13 +157,11 @@ class Executor:
             for _ in range(STATUS_TRIES):
                 if _paused(obj):
                     return Result()
-                stopped = self._act(obj, outcome, done)
-                if stopped is not None:
-                    return stopped
                 try:
-                    return self._report(obj, outcome)
-                except _ConflictError:
-                    live = self._live(Ref.of(obj))
+                    stopped = self._act(obj, outcome, done)
+                    return self._report(obj, outcome) if stopped is None else stopped
+                except _ConflictError as conflict:
+                    live = conflict.live or self._live(Ref.of(obj))
                 if live is None or live["metadata"]["uid"] != obj["metadata"]["uid"]:
                     return Result()  # deleted: its cache will say so
                 self._feed(live)
@@ -154,6 +180,8 @@ class Executor:
                 continue
             stopped: Result | None = None
             match action:
+                case ConfirmFresh():
+                    stopped = self._confirm_fresh(obj)
                 case ConfirmAbsent():
                     stopped = self._confirm_absent(obj, outcome, action)
                 case Create():
@@ -167,22 +195,45 @@ class Executor:
             done.append(action)
         return None
 
+    def _confirm_fresh(self, obj: Object) -> Result | None:
+        live = self._live(Ref.of(obj))
+        if live is None or live["metadata"]["uid"] != obj["metadata"]["uid"]:
+            return Result()  # deleted: its cache will say so
+        if _basis(live) != _basis(obj):
+            raise _ConflictError(live)
+        return None
+
     def _confirm_absent(self, obj: Object, outcome: Outcome, action: ConfirmAbsent) -> Result | None:
         live = self._live(action.ref)
         if live is None:
             return None
-        names = {_name(Ref.of(a.object)) for a in outcome.actions if isinstance(a, Create)}
-        if _name(action.ref) in names and _relation(live, obj, obj["metadata"]["uid"]) == "foreign":
-            # It will not go away, and it is not among the children: without this the key would come back for ever.
-            return Result(conflict_name=action.ref.name)
+        relation = _relation(live, obj, obj["metadata"]["uid"])
+        if relation == "foreign":
+            # It will not go away, and it is not among the children: to wait for it would be for ever.
+            names = {_name(Ref.of(a.object)) for a in outcome.actions if isinstance(a, Create)}
+            return Result(conflict_name=action.ref.name) if _name(action.ref) in names else None
+        if relation == "own":
+            live = self._labelled(action.ref, live)
         self._feed(live)
         return Result(retry=True)
+
+    def _labelled(self, ref: Ref, live: dict[str, Any]) -> dict[str, Any]:
+        """A child of ours that lost the label by which it is cached gets it back."""
+        if ref.kind in OURS or (live["metadata"].get("labels") or {}).get(MANAGED_BY) == OPERATOR:
+            return live
+        body = guarded({"metadata": {"labels": {MANAGED_BY: OPERATOR}}}, uid=live["metadata"]["uid"])
+        written: dict[str, Any] = self._write(
+            "patch", ref, lambda: self._client.merge_patch(self._type(ref), ref.namespace, ref.name, body)
+        )
+        return written
 
     def _create(self, obj: Object, action: Create) -> Result | None:
         ref = Ref.of(action.object)
         try:
             created = self._write("create", ref, lambda: self._client.create(self._type(ref), action.object))
         except ApiError as error:
+            if error.status in REFUSALS and TERMINATING not in error.message:
+                return Result(retry=True, refused=error.message, error=error)
             if error.status != 409 or error.reason != "AlreadyExists":
                 raise
             return self._adopt(obj, ref, action.owner_uid)
@@ -302,6 +353,12 @@ class Executor:
 
 def _paused(obj: Object) -> bool:
     return (obj["metadata"].get("annotations") or {}).get(ANNOTATION_RECONCILE) == "disabled"
+
+
+def _basis(obj: Object) -> tuple[Any, ...]:
+    """What a visit decides on, of the object itself: others may write labels and annotations as they like."""
+    status = obj.get("status") or {}
+    return obj.get("spec"), status.get("stages"), status.get("conditions"), obj["metadata"].get("deletionTimestamp")
 
 
 def _name(ref: Ref) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ from instructpt_operator.actions import Object, Outcome
 from instructpt_operator.caches import Caches, Key
 from instructpt_operator.executor import Executor
 from instructpt_operator.looker import PodLooker
+from instructpt_operator.namespaces import NamespaceEnds
 from instructpt_operator.observed import Observed, PodFacts
 from instructpt_operator.reconcilers.common import is_settled
 from instructpt_operator.reconcilers.config import Config
@@ -28,8 +29,6 @@ from instructpt_operator.types import OURS
 logger = logging.getLogger(__name__)
 
 LAUNCHER_CHECK_SECONDS = 30.0
-REFUSALS = (400, 403, 422)
-"""Answers to a Create that the same call will get again: a quota, an admission policy, an invalid object."""
 
 Name = tuple[str, str]
 
@@ -39,7 +38,7 @@ class Manager:
 
     Args:
         client: Reads what is not cached.
-        caches: A function that makes the caches, given who is to be told of changes.
+        caches: A function that makes the caches, given who is to be told of changes, and of a server that is back.
         looker: Looks at pods.
         make_executor: A function that makes the only writer, given where written objects are to be fed.
         config: Settings of the reconcilers.
@@ -52,7 +51,7 @@ class Manager:
         self,
         *,
         client: KubeClient,
-        caches: Callable[[Callable[[Key], None]], Caches],
+        caches: Callable[[Callable[[Key], None], Callable[[], None]], Caches],
         looker: PodLooker,
         make_executor: Callable[[Callable[[Object], None]], Executor],
         config: Config,
@@ -62,7 +61,9 @@ class Manager:
     ) -> None:
         self._client, self._looker, self._config, self._now = client, looker, config, now
         self.queues: dict[str, WorkQueue[Name]] = {kind: WorkQueue() for kind in OURS}
-        self.caches = caches(self._changed)
+        self.caches = caches(self._changed, self._answered)
+        looker.subscribe(self.caches.tell_owner)
+        self._namespaces = NamespaceEnds(client)
         self.executor = make_executor(self.caches.feed)
         self.pools = {
             kind: WorkerPool(queue, partial(self._reconcile, kind), workers=workers, name=f"reconcile-{kind}")
@@ -84,14 +85,12 @@ class Manager:
             pool.start()
 
     def stop(self, timeout_seconds: float = 10.0) -> bool:
-        """Take no more keys, finish what runs; returns whether that came in time (rule R21)."""
+        """Take no more keys, finish what runs; returns whether that came in time (rule R21). The caches go on."""
         self._stopping.set()
         for queue in self.queues.values():
             queue.shutdown()
         deadline = time.monotonic() + timeout_seconds
-        done = all([pool.stop(max(0.0, deadline - time.monotonic())) for pool in self.pools.values()])
-        self.caches.stop()
-        return done
+        return all([pool.stop(max(0.0, deadline - time.monotonic())) for pool in self.pools.values()])
 
     def visit(self, kind: str, name: Name) -> float | None:
         """One visit to one object; returns after how many seconds it is to be visited again."""
@@ -101,15 +100,13 @@ class Manager:
         observed = self.observe(raw)
         outcome = self._decide(raw, observed)
         result = self.executor.execute(raw, outcome, recompute=self._recompute)
-        refused = result.error if result.error is not None and result.error.status in REFUSALS else None
-        if result.conflict_name is not None or refused is not None:
-            said = None if refused is None else refused.message
-            hindered = replace(observed, name_conflict=result.conflict_name, refused=said)
+        if result.conflict_name is not None or result.refused is not None:
+            hindered = replace(observed, name_conflict=result.conflict_name, refused=result.refused)
             outcome = self._decide(raw, hindered)
             result = self.executor.execute(raw, outcome, recompute=self._recompute)
         if result.retry:
             raise RetryLater("its state was not what was assumed" if result.error is None else str(result.error))
-        return result.requeue_after
+        return self._in_time_for_looks(observed, result.requeue_after)
 
     def observe(self, raw: Object) -> Observed:
         """The owned state of an object, from the caches, with the pods that matter looked at."""
@@ -127,7 +124,18 @@ class Manager:
             wanted = ()
         for kind, name in wanted:
             refs[kind, name] = self.caches.get(kind, meta["namespace"], name)
-        return Observed(children=children, pods=pods, refs=refs, launcher_installed=self._launcher_installed)
+        ends = any(f.stranded for f in pods.values()) and self._namespaces.ends(meta["namespace"])
+        return Observed(
+            children=children, pods=pods, refs=refs, namespace_ends=ends, launcher_installed=self._launcher_installed
+        )
+
+    def _in_time_for_looks(self, observed: Observed, after: float | None) -> float | None:
+        """When to come back: not a moment before a look at pods is due, which would put it off until the next visit."""
+        if after is None:
+            return None
+        looked_at = [child for (_, name), child in observed.children.items() if name in observed.pods]
+        due = [self._looker.due_in(child["metadata"]["uid"]) for child in looked_at]
+        return min([after, *(seconds for seconds in due if seconds is not None)])
 
     def _decide(self, raw: Object, observed: Observed) -> Outcome:
         return decide(raw, observed, self._now(), self._config)
@@ -142,6 +150,10 @@ class Manager:
         kind, namespace, name = key
         self.queues[kind].add((namespace, name))
 
+    def _answered(self) -> None:
+        for queue in self.queues.values():
+            queue.hurry()
+
     def _tick(self) -> None:
         """Ask for everything now and then, and whether the launcher was installed meanwhile."""
         waited = 0.0
@@ -150,6 +162,7 @@ class Manager:
             self._check_launcher()
             if waited >= self._resync_seconds:
                 waited = 0.0
+                self._looker.retain(self.caches.child_uids())
                 for key in self.caches.all_keys():
                     self._changed(key)
 

@@ -38,7 +38,7 @@ def _families(manager: Manager, client: KubeClient, *, leading: bool, lease: str
     )  # fmt: skip
     yield Family(
         "instructpt_operator_watch_silence_seconds", "gauge", "Seconds since the last event or bookmark of a watch.",
-        [({"resource": i.type.plural}, i.last_heard()) for i in manager.caches],
+        [({"resource": plural}, seconds) for plural, seconds in sorted(_silence(manager).items())],
     )  # fmt: skip
     phases: Counter[tuple[str, str, str]] = Counter()
     for kind, namespace, name in manager.caches.all_keys():
@@ -48,3 +48,11 @@ def _families(manager: Manager, client: KubeClient, *, leading: bool, lease: str
         "instructpt_objects", "gauge", f"Objects by kind ({', '.join(OURS)}), namespace and phase.",
         [({"kind": k, "namespace": n, "phase": p}, count) for (k, n, p), count in sorted(phases.items())],
     )  # fmt: skip
+
+
+def _silence(manager: Manager) -> dict[str, float]:
+    """By type, of the namespace that has been silent for longest."""
+    longest: dict[str, float] = {}
+    for informer in manager.caches:
+        longest[informer.type.plural] = max(longest.get(informer.type.plural, 0.0), informer.last_heard())
+    return longest

@@ -28,7 +28,7 @@ CERTIFICATES = Path("/etc/ssl/certs")
 RECIPE = "1"
 WAIT_SECONDS = 3600.0
 # What every image of a role copies, beside its own folder.
-PROJECT = ("LICENSE", "README.md", "pyproject.toml", "instructpt", "operator")
+PROJECT = ("LICENSE", "README.md", "pyproject.toml", "images/build/requirements.lock", "instructpt", "operator")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,28 +26,8 @@ CERTIFICATE = "training-operator-webhook-cert"
 READY_SECONDS = 90.0
 OTHER_KINDS = ("tfjobs", "xgboostjobs", "mpijobs", "paddlejobs", "jaxjobs")
 
-# What the operator has built in, and below it the three lines that the restricted pod security standard asks of every
-# container; the rest of the standard can stand in the securityContext of the job's pods.
-INIT_TEMPLATE = """- name: init-pytorch
-  image: {{.InitContainerImage}}
-  imagePullPolicy: IfNotPresent
-  resources:
-    limits: {cpu: 100m, memory: 20Mi}
-    requests: {cpu: 50m, memory: 10Mi}
-  securityContext:
-    allowPrivilegeEscalation: false
-    readOnlyRootFilesystem: true
-    capabilities: {drop: [ALL]}
-  command:
-    - sh
-    - -c
-    - >-
-      err=1;
-      for i in $(seq {{.MaxTries}}); do
-      if nslookup {{.MasterAddr}}; then err=0 && break; fi;
-      echo waiting for master; sleep 2; done;
-      exit $err
-"""
+# What we tell our users to give it.
+INIT_TEMPLATE = Path(__file__).parents[2] / "instructpt/cluster/launchers/pytorchjob-init-container.yaml"
 
 
 def install(layout: Layout) -> None:
@@ -126,7 +106,7 @@ def _overlay(base: str) -> dict[str, str]:
         "images": [{"name": "ghcr.io/kubeflow/training-v1/training-operator", "newName": image, "newTag": tag}],
         "patches": patches,
     }
-    return {"kustomization.yaml": json.dumps(kustomization), "initContainer.yaml": INIT_TEMPLATE}
+    return {"kustomization.yaml": json.dumps(kustomization), "initContainer.yaml": INIT_TEMPLATE.read_text()}
 
 
 def _deployment() -> dict[str, object]:

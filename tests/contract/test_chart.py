@@ -87,7 +87,9 @@ def test_suites_of_helm_unittest_pass(helm: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     (count,) = re.findall(r"^Tests: +(\d+) passed, \d+ total$", done.stdout, re.MULTILINE)
-    assert int(count) >= 35
+    assert int(count) >= 61
+    (snapshots,) = re.findall(r"^Snapshot: +(\d+) passed, \d+ total$", done.stdout, re.MULTILINE)
+    assert int(snapshots) >= 15, "the default installation is no snapshot"
 
 
 # --- values

@@ -6,18 +6,21 @@ let in by the destination's, policies add up, a pod that none selects is open, a
 
 from __future__ import annotations
 
+import copy
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from charts import CHART, FULL, MONITORS, NAMESPACED, Manifest, Render, only
+import rendering
+from charts import CHART, FULL, MONITORS, NAMESPACED, Manifest, Render, only, pod_templates
 
-from instructpt.api.base import API_VERSION
-from instructpt.cluster import meta
-from instructpt.cluster.context import METRICS_PORT, Owner
+from instructpt.api.runspec import StageKind
+from instructpt.cluster.context import METRICS_PORT
+from instructpt.cluster.render import render_task
+from instructpt.plan import naming
 
 RELEASE = "instructpt-system"
 
@@ -96,33 +99,66 @@ def passes(policies: list[Manifest], source: End, destination: End, port: int, p
     )
 
 
-def worker(name: str, kind: str, namespace: str = "team-a") -> End:
-    owner = Owner(api_version=API_VERSION, kind=kind, name=name, namespace=namespace)
-    return End(name=name, namespace=namespace, labels=meta.labels(owner, "train-instruct"))
+def workers(namespace: str) -> dict[tuple[StageKind, str], End]:
+    """A pod of every stage there is, by kind and task, with the labels that it is rendered with."""
+    found = {}
+    for resource in (
+        rendering.corpus(),
+        rendering.synthesis(),
+        rendering.training(tokenizer={"train": {}}),
+        rendering.evaluation(),
+        rendering.pipeline(),
+    ):
+        for stage, task in rendering.tasks(resource):
+            if resource.kind == "InstructionPretraining" and stage.kind != "report":
+                continue  # of its children, which are objects of their own
+            made = render_task(stage, task, 1, rendering.context(resource, namespace=namespace))
+            for template in rendering.pod_templates(made):
+                labels = template["metadata"]["labels"]
+                name = f"{stage.kind}-{labels[naming.LABEL_TASK]}"
+                found[stage.kind, labels[naming.LABEL_TASK]] = End(name=name, namespace=namespace, labels=labels)
+    return found
 
 
-SYNTHESIS = worker("synthesis", "SynthesisJob")
-RANK_0, RANK_1 = worker("rank-0", "TrainingJob"), worker("rank-1", "TrainingJob")
-ELSEWHERE = worker("rank-elsewhere", "TrainingJob", "team-b")
+WORKERS = workers("team-a")
+EVERY_WORKER = pytest.mark.parametrize("worker", WORKERS.values(), ids=lambda end: end.name)
+SYNTHESIS, RANK_0 = WORKERS["synthesize", "work"], WORKERS["train", "work"]
+RANK_1 = replace(RANK_0, name="rank-1")
+ELSEWHERE = workers("team-b")["train", "work"]
 DNS = End(name="dns", namespace="kube-system", labels={"k8s-app": "kube-dns"})
 NODE_DNS = End(name="node-dns", address="169.254.20.10")
 PROMETHEUS = End(name="prometheus", namespace="monitoring", labels={"app.kubernetes.io/name": "prometheus"})
 API = End(name="api", address="10.0.0.1")
 S3 = End(name="s3", address="192.0.2.10")
 METADATA = End(name="metadata", address="169.254.169.254")
+GKE = End(name="gke-metadata", address="169.254.169.252")
+EKS_AGENT = End(name="eks-agent", address="169.254.170.23")
 STRANGER = End(name="stranger", namespace="team-a", labels={"app": "web"})
 FOREIGN = End(name="foreign", namespace="other", labels={"app": "web"})
 KUBELET = End(name="kubelet", address="10.0.1.1", is_node=True)
 
 
 class Cluster:
-    """The rendered policies, and the operator's pod as the Deployment makes it."""
+    """The rendered policies, and the chart's own pods as it makes them."""
 
     def __init__(self, found: list[Manifest]) -> None:
         self.policies = [item for item in found if item["kind"] == "NetworkPolicy"]
         template = only(found, "Deployment")["spec"]["template"]
         self.operator = End(name="operator", namespace=RELEASE, labels=template["metadata"]["labels"])
         self.ports = {item["name"]: item["containerPort"] for item in template["spec"]["containers"][0]["ports"]}
+        check = only(found, "Job")["spec"]["template"]
+        self.check = End(name="check", namespace=RELEASE, labels=check["metadata"]["labels"])
+        assert len(list(pod_templates(found))) == 2, "a pod of the chart that is not walked here"
+
+    def deny_by_default(self, *namespaces: str) -> Cluster:
+        """The same where everything is refused that no policy lets through."""
+        spec = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+        other = copy.copy(self)
+        other.policies = [
+            *self.policies,
+            *({"metadata": {"namespace": name, "name": "deny"}, "spec": spec} for name in namespaces),
+        ]
+        return other
 
     def passes(self, source: End, destination: End, port: int, protocol: str = "TCP") -> bool:
         return passes(self.policies, source, destination, port, protocol)
@@ -133,10 +169,81 @@ def cluster(render: Render) -> Cluster:
     return Cluster(render(None, **{"networkPolicy.workloads.namespaces": ["team-a", "team-b"]}))
 
 
-def test_there_are_policies_for_the_operator_and_for_each_namespace(cluster: Cluster) -> None:
+def test_there_are_policies_for_the_chart_and_for_each_namespace(cluster: Cluster) -> None:
     names = [(item["metadata"]["namespace"], item["metadata"]["name"]) for item in cluster.policies]
-    assert len(names) == 5
-    assert (RELEASE, "instructpt-operator") in names
+    assert len(names) == 6
+    assert {(RELEASE, "instructpt-operator"), (RELEASE, "instructpt-operator-check")} < set(names)
+
+
+def test_a_pod_of_every_stage_is_walked() -> None:
+    assert {kind for kind, _ in WORKERS} == set(get_args(StageKind))
+    assert {task for _, task in WORKERS} == {naming.TASK_WORK, naming.TASK_FINALIZE}
+    assert {(kind, naming.TASK_FINALIZE) for kind in get_args(StageKind)} <= WORKERS.keys()
+
+
+@EVERY_WORKER
+def test_every_worker_is_selected_and_gets_what_it_needs(cluster: Cluster, worker: End) -> None:
+    for denied in (cluster, cluster.deny_by_default(RELEASE, "team-a", "team-b")):
+        assert denied.passes(denied.operator, worker, METRICS_PORT)
+        assert denied.passes(PROMETHEUS, worker, METRICS_PORT)
+        assert denied.passes(worker, S3, 443)
+        for server in (DNS, NODE_DNS):
+            assert denied.passes(worker, server, 53, "UDP")
+            assert denied.passes(worker, server, 53)
+        assert not denied.passes(STRANGER, worker, METRICS_PORT)
+        assert not denied.passes(worker, S3, 80)
+        assert not denied.passes(worker, METADATA, 80)
+        assert not denied.passes(worker, API, 6443)
+
+
+@pytest.mark.parametrize("port", [443, 6443])
+def test_check_reaches_the_api_server_and_dns_alone(cluster: Cluster, port: int) -> None:
+    for denied in (cluster, cluster.deny_by_default(RELEASE)):
+        assert denied.passes(denied.check, API, port)
+        assert denied.passes(denied.check, DNS, 53, "UDP")
+        assert not denied.passes(denied.check, denied.operator, 8080)
+        assert not denied.passes(denied.check, SYNTHESIS, METRICS_PORT)
+        assert not denied.passes(STRANGER, denied.check, port)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "address", "port"), [("eks", EKS_AGENT, 80), ("gke", METADATA, 80), ("gke", GKE, 988)]
+)
+def test_identity_endpoints_are_reached_on_request_alone(
+    render: Render, cluster: Cluster, cloud: str, address: End, port: int
+) -> None:
+    asked = Cluster(
+        render(
+            None,
+            **{"networkPolicy.workloads.namespaces": ["team-a"], f"networkPolicy.workloads.identity.{cloud}": True},
+        )
+    )
+    for worker in WORKERS.values():
+        assert asked.passes(worker, address, port)
+        assert not asked.passes(worker, address, 8080)
+        assert not cluster.passes(worker, address, port)
+    assert not asked.passes(asked.operator, address, port)
+
+
+def test_a_server_of_engine_openai_is_reached_on_request_alone(render: Render, cluster: Cluster) -> None:
+    server = End(name="vllm", namespace="models", labels={"app": "vllm"})
+    rule = {
+        "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "models"}}}],
+        "ports": [{"protocol": "TCP", "port": 8000}],
+    }
+    asked = Cluster(
+        render(
+            None,
+            **{"networkPolicy.workloads.namespaces": ["team-a"], "networkPolicy.workloads.extraEgress": [rule]},
+        )
+    )
+    assert asked.passes(SYNTHESIS, server, 8000)
+    assert not cluster.passes(SYNTHESIS, server, 8000)
+
+
+def test_without_policies_there_are_none_for_workloads_either(render: Render) -> None:
+    found = render(None, **{"networkPolicy.enabled": False, "networkPolicy.workloads.namespaces": ["team-a"]})
+    assert "NetworkPolicy" not in {item["kind"] for item in found}
 
 
 @pytest.mark.parametrize("port", [443, 6443])
@@ -146,15 +253,8 @@ def test_operator_reaches_the_api_server(cluster: Cluster, port: int) -> None:
 
 @pytest.mark.parametrize("protocol", ["UDP", "TCP"])
 @pytest.mark.parametrize("server", [DNS, NODE_DNS], ids=lambda end: end.name)
-def test_operator_and_workers_reach_dns(cluster: Cluster, server: End, protocol: str) -> None:
-    for source in (cluster.operator, SYNTHESIS, RANK_0):
-        assert cluster.passes(source, server, 53, protocol)
-
-
-@pytest.mark.parametrize("target", [SYNTHESIS, RANK_0, ELSEWHERE], ids=lambda end: end.name)
-def test_operator_and_scraper_read_the_metrics_of_workers(cluster: Cluster, target: End) -> None:
-    assert cluster.passes(cluster.operator, target, METRICS_PORT)
-    assert cluster.passes(PROMETHEUS, target, METRICS_PORT)
+def test_operator_reaches_dns(cluster: Cluster, server: End, protocol: str) -> None:
+    assert cluster.passes(cluster.operator, server, 53, protocol)
 
 
 def test_scraper_reads_the_metrics_of_the_operator(cluster: Cluster) -> None:
@@ -164,11 +264,6 @@ def test_scraper_reads_the_metrics_of_the_operator(cluster: Cluster) -> None:
 
 def test_kubelet_probes_the_operator(cluster: Cluster) -> None:
     assert cluster.passes(KUBELET, cluster.operator, 8081)
-
-
-def test_workers_reach_storage_and_hub(cluster: Cluster) -> None:
-    assert cluster.passes(SYNTHESIS, S3, 443)
-    assert cluster.passes(RANK_0, S3, 443)
 
 
 @pytest.mark.parametrize("port", [23456, 29400, 29500, 54321])
@@ -228,7 +323,7 @@ def test_addresses_of_the_api_server_and_of_storage_can_be_given(render: Render)
     assert cluster.passes(SYNTHESIS, S3, 443)
     assert not cluster.passes(SYNTHESIS, End(name="other", address="198.51.100.1"), 443)
     assert cluster.passes(cluster.operator, SYNTHESIS, METRICS_PORT)
-    outside = worker("outside", "SynthesisJob", "team-c")
+    outside = workers("team-c")["synthesize", "work"]
     assert not cluster.passes(cluster.operator, outside, METRICS_PORT)
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import yaml
 
 from instructpt.local.spec_file import load_resource
 
@@ -31,6 +34,23 @@ def test_generated_files_are_up_to_date() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_sample_example_and_recipe_is_valid(path: Path) -> None:
     assert load_resource(path).metadata.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_bucket_comes_with_its_credentials(path: Path) -> None:
+    """Whoever copies a file should not learn from a refused request that one of its locations lacks them."""
+    for place in places(yaml.safe_load(path.read_text())["spec"]):
+        assert "secretRef" in place, place["uri"]
+
+
+def places(value: Any) -> Iterator[dict[str, Any]]:
+    """Everything that lies on S3."""
+    if isinstance(value, dict):
+        if str(value.get("uri", "")).startswith("s3://"):
+            yield value
+        value = list(value.values())
+    for inner in value if isinstance(value, list) else ():
+        yield from places(inner)
 
 
 def test_there_is_a_sample_of_every_kind() -> None:

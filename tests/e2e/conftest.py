@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,12 @@ from cluster import binaries, packages
 from cluster.layout import Layout, current
 
 WAIT_SECONDS = 60.0
+LAST = "test_bed_faults.py"
+"""Ends and breaks the test bed on which the others build."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.parent == Path(__file__).parent and item.path.name == LAST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
-from cluster import base_image, controlplane, node, s3, store
+from cluster import base_image, controlplane, node, processes, s3, store
 from cluster import bed as test_bed
 
 pytestmark = pytest.mark.cluster
@@ -197,6 +197,29 @@ def test_loaded_image_is_known_and_not_loaded_again(bed):
     assert image.ref == base_image.PAUSE
     assert store.has_image(image.ref, image.config, bed.layout)
     assert not store.has_image(image.ref, "sha256:" + "0" * 64, bed.layout)
+
+
+def test_a_process_of_a_pod_can_be_held_and_killed_from_here(bed):
+    spec = {**pod_spec("sh", "-c", "sleep 600; true"), "restartPolicy": "Always"}
+    bed.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "victim"}, "spec": spec})
+    bed.wait("the pod", lambda: bed.has_condition("pod", "victim", "Ready"))
+    pid = processes.main_process(bed.get("pod", "victim"), "main")
+
+    def state() -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    with processes.stopped(pid):
+        bed.wait("it is held", lambda: state() == "T")
+    bed.wait("it goes on", lambda: state() == "S")
+    processes.kill(pid)
+
+    def restarted() -> Any:
+        (status,) = bed.get("pod", "victim")["status"]["containerStatuses"]
+        return status if status["restartCount"] == 1 and "running" in status["state"] else None
+
+    status = bed.wait("it runs again", restarted)
+    assert status["lastState"]["terminated"]["exitCode"] == 137
+    assert processes.main_process(bed.get("pod", "victim"), "main") != pid
 
 
 def test_second_up_changes_nothing(bed):

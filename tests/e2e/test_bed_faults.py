@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from cluster.base_image import NSLOOKUP
 from cluster.layout import HOST_LINK, Layout
 
 pytestmark = pytest.mark.cluster
+
+WARM_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -86,6 +89,15 @@ def test_down_after_a_killed_part_leaves_nothing_and_up_works(own_bed, killed):
     pods = json.loads(own_bed.kubectl("get", "pods", "-A", "-o", "json"))["items"]
     running = sum(1 + len(pod["spec"]["containers"]) for pod in pods)
     assert len(store.ctr(own_bed, "containers", "ls", "-q").split()) == running == 2
+
+
+def test_a_warm_start_takes_below_a_minute(own_bed):
+    test_bed.down(own_bed)
+    began = time.monotonic()
+    test_bed.up(own_bed)
+    seconds = time.monotonic() - began
+    print(f"warm start: {seconds:.1f} s")
+    assert seconds < WARM_SECONDS
 
 
 def test_start_that_failed_is_no_start(own_bed, monkeypatch):

@@ -1,8 +1,9 @@
 """The main flow on the real cluster, in the order in which a user meets it; one test a step, each needs the last.
 
 Images are built from this checkout, the chart is installed, one YAML file is applied. vLLM generates in pods, a master
-and a worker train with DeepSpeed over gloo. On the way the operator is killed twice, a synthesizer pod once, a training
-pod once, and everything is suspended once. Then what lies on S3 is read back and counted.
+and a worker train with DeepSpeed over gloo. On the way processes are killed as the kernel kills them: the leading
+operator twice, a synthesizer in the middle of a micro-shard, a training worker; and everything is suspended once. Then
+what lies on S3 is read back and counted.
 """
 
 from __future__ import annotations
@@ -16,82 +17,26 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cluster import binaries, controlplane, images, s3
+from cluster import binaries, controlplane, images, processes, s3
 from cluster.layout import S3_ENDPOINT, Layout, run
+from flow import LAB, NAME, OPERATOR, SYSTEM, Flow, LedgerView, kill_leader, kill_mid_shard, operator_processes
 
-from instructpt.api.base import Access
+from instructpt.api.v1alpha1.corpus import Split
+from instructpt.corpus.document import Document, split_of
 from instructpt.corpus.manifest import load_manifest
-from instructpt.storage import open_store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[2]
-SYSTEM, OPERATOR, LAB, NAME = "instructpt-system", "instructpt-operator", "lab", "quickstart"
 DOCUMENTS = 600
 PIPELINE = ROOT / "tests" / "e2e" / "pipeline.yaml"
-
-
-@dataclass
-class Flow:
-    """The run, and what was seen of it so far."""
-
-    layout: Layout
-    marks: dict[str, float] = field(default_factory=dict)
-    failed: str = ""
-
-    def kubectl(self, *args: str, stdin: str | None = None, namespace: str = LAB) -> str:
-        return self.layout.kubectl("-n", namespace, *args, stdin=stdin)
-
-    def get(self, *args: str, namespace: str = LAB) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.kubectl("get", *args, "-o", "json", namespace=namespace))
-        return answer
-
-    def object(self, kind: str, name: str) -> dict[str, Any]:
-        try:
-            return self.get(kind, name)
-        except RuntimeError:
-            return {}
-
-    def phase(self, kind: str, name: str) -> str:
-        return str(self.object(kind, name).get("status", {}).get("phase", ""))
-
-    def pods(self, **labels: str) -> list[dict[str, Any]]:
-        selector = ",".join(f"instructpt.dev/{k}={v}" for k, v in labels.items())
-        found: list[dict[str, Any]] = self.get("pods", "-l", selector)["items"]
-        return found
-
-    def wait(self, what: str, check: Any, seconds: float) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (found := check()):
-            ended = [c for c in self._conditions() if c["type"] == "Failed" and c["status"] == "True"]
-            if ended or time.monotonic() > deadline:
-                pytest.fail(f"{what}: {'the run failed' if ended else f'not within {seconds:.0f} s'}\n{self.picture()}")
-            time.sleep(0.5)
-        self.marks[what] = time.monotonic()
-        return found
-
-    def picture(self) -> str:
-        """What a user would look at."""
-        parts = [
-            self.kubectl("get", "ipt,corp,syn,trn,evl,jobs,pytorchjobs,pods", "-o", "wide"),
-            json.dumps(self._conditions(), indent=1),
-            self.kubectl("get", "events", "--sort-by=.lastTimestamp")[-6000:],
-            self.kubectl("logs", "-l", "app.kubernetes.io/name=instructpt", "--tail=60", namespace=SYSTEM),
-        ]
-        return "\n".join(parts)
-
-    def store(self, uri: str) -> Any:
-        return open_store(uri, access=Access(endpoint=S3_ENDPOINT))
-
-    def _conditions(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.object("ipt", NAME).get("status", {}).get("conditions", [])
-        return found
+IDLE_SECONDS = 20.0
+REPLICA = "training.kubeflow.org/replica-type"
 
 
 @pytest.fixture(scope="module")
@@ -153,66 +98,77 @@ def test_03_apply_one_file(flow: Flow) -> None:
     flow.marks["apply"] = time.monotonic()
     flow.kubectl("apply", "-f", "-", stdin=PIPELINE.read_text())
     flow.wait("first pod", lambda: flow.pods(kind="Corpus"), 30)
-    flow.wait("the corpus is inspected", lambda: flow.phase("corp", f"{NAME}-corpus") == "Complete", 120)
+    flow.wait("the corpus is inspected", lambda: flow.phase("corp", f"{NAME}-corpus") == "Ready", 120)
     assert flow.object("corp", f"{NAME}-corpus")["status"]["counts"]["documents"] == DOCUMENTS
 
 
 def test_04_the_operator_is_killed_a_first_time(flow: Flow) -> None:
-    _kill_leader(flow)
+    kill_leader(flow)
     flow.wait("the synthesizer trains", lambda: flow.pods(name=f"{NAME}-synthesizer", step="train", task="work"), 300)
 
 
-def test_05_vllm_generates_and_a_pod_is_killed_mid_shard(flow: Flow) -> None:
+def test_05_vllm_generates_and_a_worker_is_killed_mid_shard(flow: Flow) -> None:
     name = f"{NAME}-synthesis"
-    flow.wait("synthesis starts", lambda: flow.phase("syn", name) == "Synthesizing", 600)
+    flow.wait("synthesis starts", lambda: flow.phase("syn", name) == "Running", 600)
+    began, before = time.monotonic(), sum(seconds for _, seconds in operator_processes())
+    ledger = LedgerView(flow.store(f"s3://results/{NAME}/synthesis"))
+    lease = kill_mid_shard(flow, ledger, name)
+    print(f"worker {lease.worker} was killed in micro-shard {lease.shard}, lease {lease.epoch}")
 
-    def some_commits() -> bool:
-        progress = flow.object("syn", name).get("status", {}).get("shards", {})
-        return 0 < progress.get("succeeded", 0) < progress.get("total", 0)
+    def ended() -> int | None:
+        (status,) = flow.get("pod", lease.worker)["status"]["containerStatuses"]
+        return status["state"].get("terminated", {}).get("exitCode")
 
-    flow.wait("the first micro-shards are committed", some_commits, 300)
-    pods = [p for p in flow.pods(name=name, task="work") if p["status"]["phase"] == "Running"]
-    assert pods
-    flow.kubectl("delete", "pod", pods[0]["metadata"]["name"], "--grace-period=0", "--force")
+    assert flow.wait("the kubelet sees it", ended, 30) == 137
+    assert lease.shard not in ledger.commits()
+    flow.wait("the micro-shard is committed", lambda: lease.shard in ledger.commits(), 300)
+    again = [one for one in ledger.leases() if one.shard == lease.shard and one.epoch > lease.epoch]
+    assert again, "it was committed under a later lease"
+    assert lease.worker not in {one.worker for one in again}
+    data = ledger.commits()[lease.shard]
+    assert data in ledger.data(lease.shard)
+    assert int(data.rpartition("/")[2].partition("-")[0]) == max(one.epoch for one in again)
     flow.wait("synthesis is done", lambda: flow.phase("syn", name) == "Complete", 600)
+    busy, seconds = sum(s for _, s in operator_processes()) - before, time.monotonic() - began
+    print(f"operator, busy: {100 * busy / seconds:.1f} % of a core over {seconds:.0f} s of synthesis")
     status = flow.object("syn", name)["status"]
     assert status["counts"]["pairs"] > 0
+    assert len(ledger.commits()) == status["shards"]["total"] == status["shards"]["succeeded"]
 
 
-def test_06_a_training_pod_dies_and_training_resumes(flow: Flow) -> None:
+def test_06_a_training_worker_is_killed(flow: Flow) -> None:
     name = f"{NAME}-train-instruct"
 
     def checkpoint() -> int:
         return int(flow.object("trn", name).get("status", {}).get("checkpoint") or 0)
 
     flow.wait("a checkpoint of a training", checkpoint, 600)
-    pods = flow.pods(name=name, step="train", task="work", attempt="1")
-    assert sorted(p["metadata"]["labels"]["training.kubeflow.org/replica-type"] for p in pods) == ["master", "worker"]
-    worker = next(p for p in pods if p["metadata"]["labels"]["training.kubeflow.org/replica-type"] == "worker")
-    flow.kubectl("delete", "pod", worker["metadata"]["name"], "--grace-period=0", "--force")
+    pods = {p["metadata"]["labels"][REPLICA]: p for p in flow.pods(name=name, step="train", task="work", attempt="1")}
+    assert sorted(pods) == ["master", "worker"]
+    spec = yaml.safe_load(PIPELINE.read_text())["spec"]["training"]
+    said = f"ZeRO stage {spec['deepspeed']['zeroStage']}, world size {spec['nodes']}, backend gloo"
+    for pod in pods.values():
+        assert f"DeepSpeed: {said}" in flow.logs(pod["metadata"]["name"], "pytorch")
+    processes.kill(processes.main_process(pods["worker"], "pytorch"))
     flow.wait("the second attempt", lambda: flow.pods(name=name, step="train", task="work", attempt="2"), 180)
+    stage = flow.stage("trn", name, "train")
+    assert stage["failures"] == 1
+    assert "exit code 137" in stage["lastFailure"], stage
 
 
-def test_07_the_operator_is_killed_a_second_time(flow: Flow) -> None:
-    _kill_leader(flow)
+def test_07_the_operator_is_killed_a_second_time_and_training_resumes(flow: Flow) -> None:
+    kill_leader(flow)
     name = f"{NAME}-train-instruct"
 
     def resumed() -> bool:
-        master = "training.kubeflow.org/replica-type=master"
-        try:
-            logs = flow.kubectl(
-                "logs", "--tail=-1", "-l", f"instructpt.dev/name={name},instructpt.dev/attempt=2,{master}"
-            )
-        except RuntimeError:  # its container has not started
-            return False
-        found = re.search(r"resuming after step (\d+)", logs)
+        pods = flow.pods(name=name, step="train", task="work", attempt="2")
+        master = [p["metadata"]["name"] for p in pods if p["metadata"]["labels"][REPLICA] == "master"]
+        found = re.search(r"resuming after step (\d+)", flow.logs(master[0], "pytorch")) if master else None
         return found is not None and int(found[1]) > 0
 
     flow.wait("training resumes from its checkpoint", resumed, 240)
-    status = flow.object("trn", name)["status"]
-    assert status["restarts"] >= 1
-    stage = next(s for s in status["stages"] if s["step"] == "train")
-    assert stage["failures"] == 0, stage  # a pod that was taken away is nobody's fault
+    assert flow.object("trn", name)["status"]["restarts"] == 1
+    assert flow.stage("trn", name, "train")["failures"] == 1
 
 
 def test_08_suspend_frees_the_pods_and_resume_goes_on(flow: Flow) -> None:
@@ -233,20 +189,41 @@ def test_09_complete(flow: Flow) -> None:
     flow.wait("complete", lambda: flow.phase("ipt", NAME) == "Complete", 900)
     flow.kubectl("wait", "--for=condition=Complete", f"ipt/{NAME}", "--timeout=10s")
     children = flow.object("ipt", NAME)["status"]["childRefs"]
-    assert {flow.phase(ref["kind"], ref["name"]) for ref in children} == {"Complete"}
+    assert {flow.phase(ref["kind"], ref["name"]) for ref in children} == {"Complete", "Ready"}
     assert len(children) == 7
     print(flow.kubectl("get", "ipt,corp,syn,trn,evl"))
     start = flow.marks["apply"]
     print("\n".join(f"{seconds - start:7.1f} s  {what}" for what, seconds in flow.marks.items()))
+
+
+def test_10_few_writes_each_child_once_and_an_idle_operator_rests(flow: Flow) -> None:
     user = f"system:serviceaccount:{SYSTEM}:{OPERATOR}"
-    audited = [w for w in controlplane.audited_writes(flow.layout, user) if w["namespace"] == LAB]
     begun = flow.object("ipt", NAME)["metadata"]["creationTimestamp"]
-    writes = collections.Counter(f"{w['verb']} {w['resource']}" for w in audited if w["time"] >= begun)
-    print(f"API writes of the operator: {sum(writes.values())}, {dict(writes)}")
-    print("\n".join(_usage()))
+    ours = [
+        w
+        for w in controlplane.audited_writes(flow.layout, user)
+        if w["namespace"] == LAB and w["time"] >= begun and w["code"] < 300
+    ]
+    made = [(w["resource"], w["name"]) for w in ours if w["verb"] == "create" and w["resource"] != "events"]
+    twice = [what for what, count in collections.Counter(made).items() if count > 1]
+    assert not twice, "two kills of the operator, and nothing is created twice"
+    jobs = [name for resource, name in made if resource in ("jobs", "pytorchjobs")]
+    writes = collections.Counter(f"{w['verb']} {w['resource']}" for w in ours)
+    total = sum(writes.values())
+    print(f"API writes of the operator: {total}, {total / len(jobs):.1f} for each of {len(jobs)} Jobs: {dict(writes)}")
+    assert total / len(jobs) < 20
+    before, began = sum(s for _, s in operator_processes()), time.monotonic()
+    time.sleep(IDLE_SECONDS)  # what is measured is that nothing happens
+    after = list(operator_processes())
+    idle = (sum(s for _, s in after) - before) / (time.monotonic() - began)
+    memory = ", ".join(f"{resident} MiB" for resident, _ in after)
+    print(f"operator, idle: {100 * idle:.1f} % of a core in {len(after)} processes; resident {memory}")
+    assert len(after) == 2
+    assert idle < 0.1
+    assert all(resident < 256 for resident, _ in after)
 
 
-def test_10_every_document_has_one_verdict(flow: Flow) -> None:
+def test_11_every_document_has_one_verdict(flow: Flow) -> None:
     import pyarrow.parquet as pq
 
     corpus = load_manifest(flow.store(f"s3://results/{NAME}/corpus"))
@@ -264,19 +241,26 @@ def test_10_every_document_has_one_verdict(flow: Flow) -> None:
     assert set(seen.values()) == {1}
     assert len(seen) == counts["documents"] == counts["augmented"] + counts["raw"] + counts["dead_letters"]
     assert pairs == counts["pairs"] > 0
+    split = Split.model_validate(yaml.safe_load(PIPELINE.read_text())["spec"]["corpus"]["split"])
+    wanted = {document.id for document in _corpus() if split_of(document.text, split) == "train"}
+    assert seen.keys() == wanted
 
 
 @pytest.mark.parametrize("arm", ["instruct", "vanilla"])
-def test_11_training_learned(flow: Flow, arm: str) -> None:
+def test_12_training_learned(flow: Flow, arm: str) -> None:
     store = flow.store(f"s3://results/{NAME}/train-{arm}")
     manifest = load_manifest(store)
     path = next(f.path for f in manifest.files if f.path.endswith("metrics.jsonl"))
     losses = [json.loads(line)["loss"] for line in store.get(path).decode().splitlines()]
     assert len(losses) == manifest.counts["steps"] >= 50
     assert sum(losses[-10:]) < sum(losses[:10])
+    assert flow.object("trn", f"{NAME}-train-{arm}")["status"]["loss"] == pytest.approx(sum(losses[-10:]) / 10)
+    spec = yaml.safe_load(PIPELINE.read_text())["spec"]["training"]
+    assert manifest.settings["deepspeed"]["zeroStage"] == spec["deepspeed"]["zeroStage"]
+    assert manifest.settings["nodes"] == spec["nodes"]
 
 
-def test_12_the_report_and_every_manifest_can_be_read(flow: Flow) -> None:
+def test_13_the_report_and_every_manifest_can_be_read(flow: Flow) -> None:
     report = json.loads(flow.store(f"s3://results/{NAME}/report").get("report.json"))
     tokens = {name: arm["train_tokens"] for name, arm in report["arms"].items()}
     wanted = yaml.safe_load(PIPELINE.read_text())["spec"]["training"]["tokens"]
@@ -294,7 +278,7 @@ def test_12_the_report_and_every_manifest_can_be_read(flow: Flow) -> None:
     assert status["output"]["uri"] == f"s3://results/{NAME}/report"
 
 
-def test_13_delete_leaves_nothing_but_the_data(flow: Flow) -> None:
+def test_14_delete_leaves_nothing_but_the_data(flow: Flow) -> None:
     started = time.monotonic()
     flow.kubectl("delete", "ipt", NAME, "--timeout=60s")
     print(f"delete returned after {time.monotonic() - started:.1f} s")
@@ -308,7 +292,7 @@ def test_13_delete_leaves_nothing_but_the_data(flow: Flow) -> None:
     assert flow.store(f"s3://results/{NAME}/report").exists("report.json")
 
 
-def test_14_upgrade_and_uninstall(flow: Flow) -> None:
+def test_15_upgrade_and_uninstall(flow: Flow) -> None:
     helm = [str(binaries.path("helm")), "--kubeconfig", str(flow.layout.kubeconfig), "-n", SYSTEM]
     values = yaml.safe_dump({**_values(images.load()), "controller": {"workers": 3}})
     chart = str(ROOT / "helm" / "instructpt")
@@ -330,22 +314,6 @@ def _remove_leftovers(layout: Layout) -> None:
         shutil.rmtree(layout.root / "versitygw" / bucket, ignore_errors=True)
 
 
-def _usage() -> Iterator[str]:
-    """Memory and CPU time of each process of the operator."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-            status = (folder / "status").read_text()
-            times = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if any(part.endswith(b"/instructpt-operator") for part in command[:2]):
-            resident = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) // 1024  # type: ignore[index]
-            seconds = (int(times[11]) + int(times[12])) / ticks
-            yield f"operator process: {resident} MiB resident, {seconds:.1f} s of CPU"
-
-
 def _values(refs: dict[str, str]) -> dict[str, Any]:
     def split(name: str) -> dict[str, str]:
         repository, _, tag = refs[name].rpartition(":")
@@ -358,25 +326,14 @@ def _values(refs: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _documents() -> Iterator[bytes]:
+def _corpus() -> list[Document]:
     """Real English prose that every machine has: the documentation strings of Python's standard library."""
     from instructpt.corpus.builtin import documents
 
-    found = documents()[:DOCUMENTS]
-    lines = [json.dumps({"id": document.id, "text": document.text}).encode() for document in found]
+    return list(documents()[:DOCUMENTS])
+
+
+def _documents() -> Iterator[bytes]:
+    lines = [json.dumps({"id": document.id, "text": document.text}).encode() for document in _corpus()]
     for part in range(3):
         yield b"\n".join(lines[part::3]) + b"\n"
-
-
-def _kill_leader(flow: Flow) -> None:
-    """Kill the operator's pod that leads, without grace; another takes over."""
-    holder = flow.get("lease", OPERATOR, namespace=SYSTEM)["spec"]["holderIdentity"]
-    pods = flow.get("pods", "-l", "app.kubernetes.io/name=instructpt", namespace=SYSTEM)["items"]
-    leader = next(p["metadata"]["name"] for p in pods if holder.startswith(p["metadata"]["name"]))
-    flow.kubectl("delete", "pod", leader, "--grace-period=0", "--force", namespace=SYSTEM)
-
-    def taken_over() -> bool:
-        now = flow.get("lease", OPERATOR, namespace=SYSTEM)["spec"].get("holderIdentity", "")
-        return bool(now) and now != holder
-
-    flow.wait(f"another leader after {leader}", taken_over, 60)

@@ -11,16 +11,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import lifecycle
 import operators
 import pytest
 from cluster.layout import NODE, S3_ENDPOINT, Layout
-from lifecycle import EVENTS, MARGIN_SECONDS, SHOWN_SECONDS, Case, Watcher
-from lifecycle_cases import CASES, NOWHERE, ORDER, corpus, make_secret, synthesis
+from lifecycle import EVENTS, SHOWN_SECONDS, Case, Watcher
+from lifecycle_cases import CASES, GANG, GANG_CASES, GANG_EDITS, NOWHERE, ORDER, corpus, make_secret, synthesis
 from lifecycle_world import PAUSE, World, running
 
+from instructpt.cluster.meta import step_label
+from instructpt.plan.naming import LABEL_STEP, LABEL_TASK, TASK_FINALIZE
 from instructpt_operator.runtime.client import ApiError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -39,16 +42,39 @@ def world(bed_layout: Layout) -> Iterator[World]:
 @pytest.fixture(scope="module")
 def watcher(world: World) -> Iterator[Watcher]:
     """All rows are applied; what shows is noted from the start."""
-    watching = Watcher(world.client, world.namespaces, CASES)
+    watching = Watcher(world.client, world.namespaces, (*CASES, *GANG_CASES))
     watching.start()
-    for case in CASES:
-        for obj in case.before:
-            world.apply(obj, case.namespace)
-        if case.namespace:
-            make_secret("s3")(world, case.namespace)
-        world.create(case.object, case.namespace)
-    yield watching
+    with ThreadPoolExecutor() as pool:
+        beside = [pool.submit(_drive_gang, world, watching)]
+        for case in CASES:
+            for obj in case.before:
+                world.apply(obj, case.namespace)
+            if case.namespace:
+                make_secret("s3")(world, case.namespace)
+            if case.start is None:
+                world.create(case.object, case.namespace)
+            else:
+                beside.append(pool.submit(case.start, world))
+        yield watching
     watching.stop()
+    for one in beside:
+        one.result()
+
+
+def _drive_gang(world: World, watching: Watcher) -> None:
+    """One training, prepared well, meets one trouble after the other: each correction brings the next."""
+    world.create(GANG)
+    name, fields = GANG["metadata"]["name"], {field for _, template in GANG_EDITS for field in template}
+
+    def is_prepared() -> bool:
+        steps = {(p["metadata"]["labels"][LABEL_STEP], p["metadata"]["labels"][LABEL_TASK]) for p in world.pods(name)}
+        return (step_label("train.pack-text"), TASK_FINALIZE) in steps
+
+    operators.wait_for(is_prepared, seconds=240, otherwise="the training is not prepared")
+    for name, template in GANG_EDITS:
+        world.edit(GANG, podTemplate={**dict.fromkeys(fields), **template})
+        mark = watching.marks[name]
+        operators.wait_for(lambda mark=mark: None not in (mark.knew, mark.shown), seconds=120, otherwise=name)
 
 
 def _name(case: Case) -> str:
@@ -57,20 +83,28 @@ def _name(case: Case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
 def test_f9_it_shows_within_seconds_with_its_reason_and_what_to_do(world: World, watcher: Watcher, case: Case) -> None:
+    _check_row(world, watcher, case)
+    if case.fix is not None:
+        case.fix(world)
+    elif case.shows[0] != "Failed":
+        world.delete(case.object)
+
+
+def _check_row(world: World, watcher: Watcher, case: Case) -> None:
     mark = watcher.marks[case.name]
 
     def told() -> str:
         status = (world.get(case.object, case.namespace) or {}).get("status", {})
         return f"{case.name}: wanted {case.shows}, saw {mark.history}; now {status.get('conditions')}"
 
-    operators.wait_for(lambda: mark.knew is not None, seconds=120, otherwise=told)
-    operators.wait_for(lambda: mark.shown is not None, seconds=SHOWN_SECONDS + MARGIN_SECONDS, otherwise=told)
+    operators.wait_for(lambda: mark.knew is not None, seconds=240, otherwise=told)
+    operators.wait_for(lambda: mark.shown is not None, seconds=2 * SHOWN_SECONDS, otherwise=told)
     assert mark.knew is not None
     assert mark.shown is not None
     print(f"{case.name}: {max(0.0, mark.shown - mark.knew):.1f} s after Kubernetes knew; {mark.history}")
     message = mark.condition["message"]
     assert case.says in message
-    assert mark.shown - mark.knew <= SHOWN_SECONDS + MARGIN_SECONDS
+    assert mark.shown - mark.knew <= SHOWN_SECONDS
     entry = {
         "case": case.name,
         "kind": case.object["kind"],
@@ -81,10 +115,25 @@ def test_f9_it_shows_within_seconds_with_its_reason_and_what_to_do(world: World,
         "goesOn": case.goes_on,
     }
     lifecycle.check_documented("cases", entry, ORDER)
-    if case.fix is not None:
-        case.fix(world)
-    elif case.shows[0] != "Failed":
-        world.delete(case.object)
+
+
+@pytest.mark.parametrize("case", GANG_CASES, ids=_name)
+def test_f9_a_training_shows_why_a_pod_of_it_does_not_start(world: World, watcher: Watcher, case: Case) -> None:
+    """The init container in which the worker waits for a master that is stuck is neither told of nor in the way."""
+    _check_row(world, watcher, case)
+    message = watcher.marks[case.name].condition["message"]
+    assert "-master-0" in message
+    assert "init-pytorch" not in message
+
+
+def test_f9_a_training_goes_on_after_all_of_it_without_a_failure(world: World, watcher: Watcher) -> None:
+    fix = GANG_CASES[-1].fix
+    assert fix is not None
+    fix(world)
+    done = world.wait(GANG, "Complete", seconds=240)
+    stage = next(s for s in done["status"]["stages"] if s["step"] == "train")
+    assert (stage["attempt"], stage["failures"]) == (len(GANG_EDITS), 0)
+    world.delete(GANG)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.goes_on], ids=_name)
@@ -193,8 +242,8 @@ def test_delete_while_workers_run(world: World) -> None:
     world.create(obj)
     operators.wait_for(lambda: [p for p in world.pods("cut-short") if p["status"]["phase"] == "Running"])
     world.kubectl("delete", "synthesisjob", "cut-short", "--timeout=10s")
-    # A worker that is still loading its libraries on a busy machine may need its whole grace period of a minute.
-    operators.wait_for(lambda: not world.owned("cut-short"), seconds=120, otherwise=lambda: world.owned("cut-short"))
+    # Also a worker that is still loading its libraries leaves at once, and not after its grace period of a minute.
+    operators.wait_for(lambda: not world.owned("cut-short"), seconds=45, otherwise=lambda: world.owned("cut-short"))
 
 
 def test_an_absent_operator_is_missed_by_nobody(world: World) -> None:

@@ -224,3 +224,18 @@ def test_continuous_integration_is_a_sound_script_and_calls_the_three_targets() 
     assert script.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert {"lint", "verify", "test"} <= set(re.findall(r"make (\w+)", script.read_text()))
+
+
+def test_what_the_code_cites_is_there_to_be_read() -> None:
+    cited = re.compile(r"\b([a-z]+\.md)\b(?: (\d+))?")
+    pages = {path.name: path for path in (ROOT / "docs").rglob("*.md")}
+    pages |= {name: ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
+    checked = 0
+    for folder in ("instructpt", "operator", "tools"):
+        for source in (ROOT / folder).rglob("*.py"):
+            for name, section in cited.findall(source.read_text()):
+                assert name in pages, f"{source}: {name}"
+                if section:
+                    checked += 1
+                    assert f"\n## {section}. " in pages[name].read_text(), f"{source}: {name} {section}"
+    assert checked > 10

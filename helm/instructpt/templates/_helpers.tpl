@@ -1,9 +1,11 @@
-{{- /* Labels of every object, as YAML. */ -}}
+{{- /* Labels of every object, as YAML. The chart's own win over commonLabels, since selectors go by them. */ -}}
 {{- define "instructpt.labels" -}}
-{{ include "instructpt.chartLabels" . }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
+{{ toYaml (mustMerge (include "instructpt.chartLabels" . | fromYaml) (deepCopy .Values.commonLabels)) }}
 {{- end }}
+
+{{- /* The same of an object that belongs to a component, from (root, component). */ -}}
+{{- define "instructpt.componentLabels" -}}
+{{ toYaml (mustMerge (dict "app.kubernetes.io/component" .component) (include "instructpt.labels" .root | fromYaml)) }}
 {{- end }}
 
 {{- define "instructpt.chartLabels" -}}
@@ -19,6 +21,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 app.kubernetes.io/name: {{ include "instructpt.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
+{{- end }}
+
+{{- /* Labels that select the pods of the check. */ -}}
+{{- define "instructpt.checkLabels" -}}
+app.kubernetes.io/name: {{ include "instructpt.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: check
 {{- end }}
 
 {{- /* Labels that select the workloads' pods: those of instructpt/plan/naming.py. */ -}}
@@ -79,6 +88,28 @@ app.kubernetes.io/managed-by: instructpt-operator
 {{- printf "%s@%s" $name .image.digest }}
 {{- else }}
 {{- printf "%s:%s" $name (default (printf "%s%s" .root.Chart.AppVersion .suffix) .image.tag) }}
+{{- end }}
+{{- end }}
+
+{{- /* Egress rules for the API server and for DNS. */ -}}
+{{- define "instructpt.apiEgress" -}}
+{{- $policy := .Values.networkPolicy -}}
+# The API server: its pods, if it has any, cannot be selected.
+- ports:
+    {{- range $policy.apiServer.ports }}
+    - {protocol: TCP, port: {{ . }}}
+    {{- end }}
+  {{- with $policy.apiServer.cidrs }}
+  to:
+    {{- range . }}
+    - ipBlock: {cidr: {{ . | quote }}}
+    {{- end }}
+  {{- end }}
+{{- with $policy.dns }}
+- to: {{- toYaml . | nindent 4 }}
+  ports:
+    - {protocol: UDP, port: 53}
+    - {protocol: TCP, port: 53}
 {{- end }}
 {{- end }}
 
@@ -154,6 +185,10 @@ capabilities: {drop: [ALL]}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list]
+# Whether the namespace of a pod that cannot go is being deleted.
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]
 # Why a volume cannot be mounted, or a pod not be created, stands in an event alone.
 - apiGroups: [""]
   resources: [events]

@@ -6,11 +6,24 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from instructpt.api.base import Access, ApiModel, Count, PrinterColumn, Resource, Rule, Share, StorageSpec, Uri
+from instructpt.api.base import (
+    STORAGE_LIMIT,
+    Access,
+    ApiModel,
+    CorpusUri,
+    Count,
+    PrinterColumn,
+    Resource,
+    Rule,
+    Share,
+    StorageSpec,
+    Uri,
+    storage_fits,
+)
 from instructpt.api.common import CommonStatus, RunPolicy
 from instructpt.api.transitions import transition_rules
-
-Format = Literal["auto", "jsonl", "parquet", "arrow", "text"]
+from instructpt.api.v1alpha1.corpusfilters import CorpusFilters
+from instructpt.api.v1alpha1.decontamination import Format as Format
 
 
 class Split(ApiModel):
@@ -32,7 +45,7 @@ class CorpusSource(Access):
     """Where documents come from and how they are read."""
 
     uri: Annotated[
-        Uri,
+        CorpusUri,
         Field(
             description="File, folder, glob or s3:// prefix; builtin://python-docs harvests the documentation "
             "strings of "
@@ -86,6 +99,8 @@ class CorpusSpec(CorpusSource, RunPolicy):
         Uri | None,
         Field(default=None, description="Tokenizer to count tokens with; empty estimates them."),
     ] = None
+    filters: Annotated[CorpusFilters, Field(default_factory=CorpusFilters, description="Which documents are left out.")]
+    rules: ClassVar[tuple[Rule, ...]] = (storage_fits("storage", STORAGE_LIMIT),)
 
 
 class CorpusStatus(CommonStatus):

@@ -6,12 +6,32 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from instructpt.api.base import ApiModel, Count, Name, PrinterColumn, Resource, Rule, Seed, StorageSpec, Uri
+from instructpt.api.base import (
+    PIPELINE_STORAGE_LIMIT,
+    ApiModel,
+    Count,
+    Name,
+    PrinterColumn,
+    Resource,
+    Rule,
+    Seed,
+    StorageSpec,
+    Uri,
+    storage_fits,
+)
 from instructpt.api.common import CommonStatus, CompletionPolicy, RunPolicy
 from instructpt.api.transitions import transition_rules
 from instructpt.api.v1alpha1.corpus import CorpusSource, Split
-from instructpt.api.v1alpha1.evaluationjob import EvaluationSettings
-from instructpt.api.v1alpha1.synthesisjob import SynthesisSettings, Synthesizer
+from instructpt.api.v1alpha1.corpusfilters import CorpusFilters
+from instructpt.api.v1alpha1.evaluationjob import MAX_MODELS, EvaluationSettings
+from instructpt.api.v1alpha1.synthesisjob import (
+    DEFAULT_STRATEGY,
+    OWN_STRATEGIES,
+    StrategyName,
+    SynthesisSettings,
+    Synthesizer,
+    has_rules,
+)
 from instructpt.api.v1alpha1.trainingjob import (
     MixtureSource,
     ModelInit,
@@ -35,6 +55,7 @@ class PipelineCorpus(CorpusSource):
     documents_per_shard: Annotated[
         int, Field(default=2000, ge=1, le=1_000_000, description="Target number of documents in a micro-shard.")
     ] = 2000
+    filters: Annotated[CorpusFilters, Field(default_factory=CorpusFilters, description="Which documents are left out.")]
 
 
 class TuneSpec(ApiModel):
@@ -55,9 +76,9 @@ class TuneSpec(ApiModel):
     sequence_length: Annotated[int, Field(default=1024, ge=64, le=1_048_576, description="Tokens in a packed row.")] = (
         1024
     )
-    global_batch_rows: Annotated[int, Field(default=16, ge=1, description="Rows in a step.")] = 16
+    global_batch_rows: Annotated[int, Field(default=16, ge=1, description="Rows in a step, over all ranks.")] = 16
     micro_batch_rows: Annotated[int, Field(default=8, ge=1, description="Rows in one forward pass.")] = 8
-    optimizer: Annotated[Optimizer, Field(default_factory=Optimizer, description="Optimizer.")]
+    optimizer: Annotated[Optimizer, Field(default_factory=Optimizer, description="Optimizer and its rates.")]
     schedule: Annotated[Schedule, Field(default_factory=Schedule, description="Learning rate over steps.")]
     max_repeats: Annotated[int, Field(default=50, ge=1, le=1000, description="Passes over the tasks at most.")] = 50
 
@@ -71,11 +92,9 @@ class PipelineSynthesizer(Synthesizer):
 class PipelineSynthesis(SynthesisSettings):
     """Synthesis of a pipeline."""
 
-    strategy: Annotated[
-        str, Field(default="instruction-synthesizer", max_length=63, description="instruction-synthesizer or mined.")
-    ] = "instruction-synthesizer"
+    strategy: StrategyName = DEFAULT_STRATEGY
     synthesizer: Annotated[
-        PipelineSynthesizer | None, Field(default=None, description="The model; none for mined.")
+        PipelineSynthesizer | None, Field(default=None, description="The model; none for strategies of rules.")
     ] = None
     shards: Annotated[
         int | None, Field(default=None, ge=1, le=1_000_000, description="Target number of micro-shards.")
@@ -87,12 +106,14 @@ class PipelineSynthesis(SynthesisSettings):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "strategy mined and engine.name mined go together; set both or neither",
+            f"!(self.strategy in {list(OWN_STRATEGIES)}) || "
             "(self.strategy == 'mined') == (self.engine.name == 'mined')",
-            lambda s: (s.strategy == "mined") == (s.engine.name == "mined"),
+            lambda s: s.strategy not in OWN_STRATEGIES or (s.strategy == "mined") == (s.engine.name == "mined"),
         ),
         Rule(
-            "synthesis.synthesizer needs exactly one of model, ref and tune, and none of them for strategy mined",
-            "self.strategy == 'mined' ? !has(self.synthesizer) : has(self.synthesizer) && "
+            "synthesis.synthesizer needs exactly one of model, ref and tune, and none of them for strategies of rules",
+            "self.strategy == 'mined' || (self.strategy != 'instruction-synthesizer' && self.engine.name == 'mined') "
+            "? !has(self.synthesizer) : has(self.synthesizer) && "
             "(has(self.synthesizer.model) ? 1 : 0) + (has(self.synthesizer.ref) ? 1 : 0) + "
             "(has(self.synthesizer.tune) ? 1 : 0) == 1",
             lambda s: _one_synthesizer(s),
@@ -103,7 +124,7 @@ class PipelineSynthesis(SynthesisSettings):
 def _one_synthesizer(spec: PipelineSynthesis) -> bool:
     s = spec.synthesizer
     given = 0 if s is None else sum(x is not None for x in (s.model, s.ref, s.tune))
-    return given == (0 if spec.strategy == "mined" else 1)
+    return given == (0 if has_rules(spec.strategy, spec.engine.name) else 1)
 
 
 class ArmOverrides(ApiModel):
@@ -115,12 +136,12 @@ class ArmOverrides(ApiModel):
             default=None,
             min_length=1,
             max_length=64,
-            description="Sources.",
+            description="Sources with weights, in place of those of training.",
             json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = None
     init: Annotated[ModelInit | None, Field(default=None, description="Where the weights start.")] = None
-    optimizer: Annotated[Optimizer | None, Field(default=None, description="Optimizer.")] = None
+    optimizer: Annotated[Optimizer | None, Field(default=None, description="Optimizer and its rates.")] = None
     schedule: Annotated[Schedule | None, Field(default=None, description="Learning rate over steps.")] = None
     max_repeats: Annotated[
         int | None, Field(default=None, ge=1, le=1000, description="Passes over a source at most.")
@@ -149,14 +170,16 @@ class Arm(ApiModel):
             "overridden."
         ),
     ]
-    training: Annotated[ArmOverrides, Field(default_factory=ArmOverrides, description="What differs.")]
+    training: Annotated[
+        ArmOverrides, Field(default_factory=ArmOverrides, description="What this arm has in place of training.")
+    ]
 
 
 class InstructionPretrainingSpec(RunPolicy):
     """What an InstructionPretraining declares."""
 
     storage: Annotated[StorageSpec, Field(description="Where everything goes.")]
-    corpus: Annotated[PipelineCorpus, Field(description="The raw corpus.")]
+    corpus: Annotated[PipelineCorpus, Field(description="The raw corpus: where it is, and how it is parted.")]
     synthesis: Annotated[PipelineSynthesis, Field(description="How it is augmented.")]
     training: Annotated[TrainingSettings, Field(description="How the models are trained.")]
     evaluation: Annotated[
@@ -168,7 +191,7 @@ class InstructionPretrainingSpec(RunPolicy):
             default=(Arm(name="instruct"), Arm(name="vanilla")),
             min_length=1,
             max_length=16,
-            description="What is compared.",
+            description="Ways to train that are compared, one or more models each.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = (Arm(name="instruct"), Arm(name="vanilla"))
@@ -183,6 +206,12 @@ class InstructionPretrainingSpec(RunPolicy):
         ),
     ] = (1,)
     rules: ClassVar[tuple[Rule, ...]] = (
+        storage_fits("storage", PIPELINE_STORAGE_LIMIT),
+        Rule(
+            f"arms x seeds must be at most {MAX_MODELS} trainings: one evaluation compares them all",
+            f"self.arms.size() * self.seeds.size() <= {MAX_MODELS}",
+            lambda s: len(s.arms) * len(s.seeds) <= MAX_MODELS,
+        ),
         Rule(
             "corpus.split.tune must be above 0 to tune a synthesizer on mined tasks",
             "!has(self.synthesis.synthesizer) || !has(self.synthesis.synthesizer.tune) || "

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from instructpt.api.base import (
+    STORAGE_LIMIT,
     Access,
     ApiModel,
     Count,
@@ -19,6 +20,8 @@ from instructpt.api.base import (
     Seed,
     StorageSpec,
     Uri,
+    must_name,
+    storage_fits,
 )
 from instructpt.api.common import CommonStatus, Resources, RunPolicy
 from instructpt.api.transitions import transition_rules
@@ -50,6 +53,7 @@ class ModelInit(ApiModel):
         ),
     ] = None
     rules: ClassVar[tuple[Rule, ...]] = (
+        must_name("ref", "TrainingJob"),
         Rule(
             "init needs exactly one of from, ref and preset/config",
             "(has(self.from) ? 1 : 0) + (has(self.ref) ? 1 : 0) + (has(self.preset) || has(self.config) ? 1 : 0) == 1",
@@ -73,6 +77,7 @@ class TokenizerTrain(ApiModel):
         Field(default=None, description="Corpus it is trained on; empty takes the mixture's first source."),
     ] = None
     split: Annotated[SplitName | None, Field(default=None, description="Part of the corpus; empty takes all.")] = None
+    rules: ClassVar[tuple[Rule, ...]] = (must_name("corpus.ref", "Corpus"),)
 
 
 class TokenizerSpec(ApiModel):
@@ -81,7 +86,9 @@ class TokenizerSpec(ApiModel):
     from_: Annotated[Uri | None, Field(default=None, alias="from", description="Hub id, s3:// prefix or folder.")] = (
         None
     )
-    train: Annotated[TokenizerTrain | None, Field(default=None, description="Train one.")] = None
+    train: Annotated[
+        TokenizerTrain | None, Field(default=None, description="Train a tokenizer on the run's own text.")
+    ] = None
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "tokenizer needs exactly one of from and train",
@@ -129,12 +136,12 @@ class MixtureSource(Access):
     text_field: Annotated[str, Field(default="text", max_length=253, description="Of files: field with the text.")] = (
         "text"
     )
-    question_field: Annotated[str, Field(default="question", max_length=253, description="Of instructions: field.")] = (
-        "question"
-    )
-    answer_field: Annotated[str, Field(default="answer", max_length=253, description="Of instructions: field.")] = (
-        "answer"
-    )
+    question_field: Annotated[
+        str, Field(default="question", max_length=253, description="Of instructions: field that holds the question.")
+    ] = "question"
+    answer_field: Annotated[
+        str, Field(default="answer", max_length=253, description="Of instructions: field that holds the answer.")
+    ] = "answer"
     weight: Annotated[
         float, Field(default=1.0, gt=0, description="Share of the tokens, relative to the other sources.")
     ] = 1.0
@@ -143,6 +150,12 @@ class MixtureSource(Access):
         Field(default=None, ge=1, le=1000, description="Passes over this source at most; empty takes the job's."),
     ] = None
     rules: ClassVar[tuple[Rule, ...]] = (
+        must_name("ref", "SynthesisJob", "Corpus"),
+        Rule(
+            "a mixture entry with uri needs format: augmented or corpus for a prefix with a manifest; instructions, "
+            "jsonl, parquet, arrow or text for files",
+            "!has(self.uri) || has(self.format)",
+        ),
         Rule(
             "a mixture entry needs exactly one of source, ref and uri",
             "(has(self.source) ? 1 : 0) + (has(self.ref) ? 1 : 0) + (has(self.uri) ? 1 : 0) == 1",
@@ -154,10 +167,16 @@ class MixtureSource(Access):
 class Optimizer(ApiModel):
     """Optimizer and its rates."""
 
-    name: Annotated[Literal["adamw"], Field(default="adamw", description="Optimizer.")] = "adamw"
-    learning_rate: Annotated[float, Field(default=3e-4, gt=0, le=10, description="Peak learning rate.")] = 3e-4
-    beta1: Annotated[float, Field(default=0.9, ge=0, lt=1, description="First moment.")] = 0.9
-    beta2: Annotated[float, Field(default=0.95, ge=0, lt=1, description="Second moment.")] = 0.95
+    name: Annotated[Literal["adamw"], Field(default="adamw", description="Algorithm of the updates.")] = "adamw"
+    learning_rate: Annotated[
+        float, Field(default=3e-4, gt=0, le=10, description="Learning rate after warm-up, the highest.")
+    ] = 3e-4
+    beta1: Annotated[
+        float, Field(default=0.9, ge=0, lt=1, description="Decay of the mean of the gradients (first moment).")
+    ] = 0.9
+    beta2: Annotated[
+        float, Field(default=0.95, ge=0, lt=1, description="Decay of the mean of their squares (second moment).")
+    ] = 0.95
     epsilon: Annotated[float, Field(default=1e-8, gt=0, description="Added to the denominator.")] = 1e-8
     weight_decay: Annotated[float, Field(default=0.1, ge=0, description="Of matrices; norms and biases have none.")] = (
         0.1
@@ -168,7 +187,8 @@ class Schedule(ApiModel):
     """Learning rate over steps."""
 
     name: Annotated[
-        Literal["cosine", "constant", "wsd"], Field(default="cosine", description="Shape after warm-up.")
+        Literal["cosine", "constant", "wsd"],
+        Field(default="cosine", description="Shape of the learning rate after warm-up."),
     ] = "cosine"
     warmup_fraction: Annotated[
         float, Field(default=0.02, ge=0, lt=1, description="Share of the steps that warm up.")
@@ -182,7 +202,15 @@ class Schedule(ApiModel):
 class DeepSpeed(ApiModel):
     """DeepSpeed settings."""
 
-    zero_stage: Annotated[int, Field(default=1, ge=0, le=3, description="ZeRO stage.")] = 1
+    zero_stage: Annotated[
+        int,
+        Field(
+            default=1,
+            ge=0,
+            le=3,
+            description="What ranks share: 1 optimizer states, 2 gradients as well, 3 weights as well; 0 nothing.",
+        ),
+    ] = 1
 
 
 class CheckpointSpec(ApiModel):
@@ -228,14 +256,16 @@ class TrainingSettings(ApiModel):
         int, Field(default=8, ge=1, le=65536, description="Rows in one forward pass of a rank.")
     ] = 8
     max_repeats: Annotated[int, Field(default=4, ge=1, le=1000, description="Passes over a source at most.")] = 4
-    optimizer: Annotated[Optimizer, Field(default_factory=Optimizer, description="Optimizer.")]
+    optimizer: Annotated[Optimizer, Field(default_factory=Optimizer, description="Optimizer and its rates.")]
     schedule: Annotated[Schedule, Field(default_factory=Schedule, description="Learning rate over steps.")]
     gradient_clip: Annotated[float, Field(default=1.0, gt=0, description="Largest global norm of the gradients.")] = 1.0
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], Field(default="auto", description="auto is bf16 on a GPU and fp32 on a CPU.")
     ] = "auto"
-    deepspeed: Annotated[DeepSpeed, Field(default_factory=DeepSpeed, description="DeepSpeed settings.")]
-    nodes: Annotated[int, Field(default=1, ge=1, le=10_000, description="Nodes.")] = 1
+    deepspeed: Annotated[
+        DeepSpeed, Field(default_factory=DeepSpeed, description="How DeepSpeed divides the work over ranks.")
+    ]
+    nodes: Annotated[int, Field(default=1, ge=1, le=10_000, description="Pods that train one model together.")] = 1
     gpus_per_node: Annotated[
         int, Field(default=0, ge=0, le=64, description="GPUs a node; 0 takes one if there is one, else the CPU.")
     ] = 0
@@ -243,7 +273,10 @@ class TrainingSettings(ApiModel):
         int, Field(default=1, ge=1, le=64, description="Of CPU training: ranks a node; on GPUs it is gpusPerNode.")
     ] = 1
     resources: Annotated[Resources, Field(default_factory=Resources, description="CPU and memory a node.")]
-    checkpoint: Annotated[CheckpointSpec, Field(default_factory=CheckpointSpec, description="Checkpoints.")]
+    checkpoint: Annotated[
+        CheckpointSpec,
+        Field(default_factory=CheckpointSpec, description="When checkpoints are written and how many stay."),
+    ]
     prepare_parallelism: Annotated[
         int, Field(default=1, ge=1, le=10_000, description="Workers of the preparation.")
     ] = 1
@@ -304,6 +337,8 @@ class TrainingJobSpec(TrainingSettings, RunPolicy):
     ] = "instruction-synthesizer"
     seed: Annotated[Seed, Field(default=1, description="Seed of weights and order.")] = 1
     rules: ClassVar[tuple[Rule, ...]] = (
+        storage_fits("storage", STORAGE_LIMIT),
+        storage_fits("prepared", STORAGE_LIMIT),
         Rule(
             "source augmented, raw and tuning are known inside an InstructionPretraining only; use ref or uri",
             "self.mixture.all(m, !has(m.source))",
@@ -321,7 +356,10 @@ class TrainingJobStatus(CommonStatus):
 
     step: Annotated[int | None, Field(default=None, ge=0, description="Last finished step.")] = None
     steps: Annotated[int | None, Field(default=None, ge=0, description="Steps in all.")] = None
-    loss: Annotated[float | None, Field(default=None, description="Loss of the last step, in nats a token.")] = None
+    loss: Annotated[
+        float | None,
+        Field(default=None, description="Loss of the last step, at the end the mean of the last ten, in nats a token."),
+    ] = None
     checkpoint: Annotated[
         int | None, Field(default=None, ge=0, description="Step of the last verified checkpoint.")
     ] = None

@@ -1,4 +1,4 @@
-"""The launcher interface (operator.md 3), and the state that Jobs and launcher objects share."""
+"""The launcher interface, and the state that Jobs and launcher objects share."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class WorkState:
         ready: Pods that are ready.
         succeeded: Pods (indexes) that ended well.
         failed: Pods (indexes) that did not.
+        wanted: Pods that must be there together; 0 where their number may vary.
     """
 
     phase: WorkPhase
@@ -33,6 +34,7 @@ class WorkState:
     ready: int = 0
     succeeded: int = 0
     failed: int = 0
+    wanted: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,9 +62,9 @@ class PyTorchJob:
             spec=models.KubeflowOrgV1PyTorchJobSpec(
                 pytorch_replica_specs=specs,
                 run_policy=models.KubeflowOrgV1RunPolicy(
-                    # The failed pod stays, for its log and its termination message; whole attempts are ours to count.
+                    # The failed pod stays, for its log and its termination message. With a backoffLimit, even of 0,
+                    # the training operator (1.9) deletes every pod before it says Failed; attempts are ours to count.
                     clean_pod_policy="Running",
-                    backoff_limit=0,
                     suspend=False,
                     scheduling_policy=_scheduling(models, task, ctx),
                 ),
@@ -77,6 +77,7 @@ class PyTorchJob:
         """What the object says of itself: by the conditions that hold, whatever their order."""
         status = obj.get("status") or {}
         counts = _counts(status.get("replicaStatuses") or {})
+        wanted = sum(int(r.get("replicas") or 1) for r in (obj["spec"].get("pytorchReplicaSpecs") or {}).values())
         true = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
         suspended = bool((obj["spec"].get("runPolicy") or {}).get("suspend"))
         for type_, phase in _PHASES:
@@ -86,9 +87,10 @@ class PyTorchJob:
                     phase=phase,
                     reason=said.get("reason") or "",
                     message=said.get("message") or "",
+                    wanted=wanted,
                     **counts,
                 )
-        return WorkState(phase="Pending", **counts)
+        return WorkState(phase="Pending", wanted=wanted, **counts)
 
     def suspend_patch(self, suspend: bool) -> dict[str, Any]:
         """A merge patch that stops or resumes it."""

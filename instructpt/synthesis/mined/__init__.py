@@ -15,10 +15,12 @@ from collections.abc import Callable, Collection, Iterable
 from instructpt.synthesis import profiles
 from instructpt.synthesis.mined.candidate import Candidate
 from instructpt.synthesis.mined.completion import mine_completion, mine_similarity
+from instructpt.synthesis.mined.discourse import mine_discourse
 from instructpt.synthesis.mined.prose import mine_prose
 from instructpt.synthesis.mined.reference import mine_reference
 from instructpt.synthesis.mined.text import MinedText
 from instructpt.synthesis.model import Pair, make_pair, with_options, with_reasoning
+from instructpt.synthesis.rules import MinedPair
 
 FAMILIES = ("summary", "word-to-text", "inference", "cause-effect", "paraphrase", "completion")
 MAX_DOCUMENT_CHARS = 20_000
@@ -29,12 +31,19 @@ MAX_PER_TASK = 2
 ONCE_PER_DOCUMENT = frozenset({"as-in-text", "mentions", "has-parameter", "blank", "next-parameter"})
 MAX_QUESTION_CHARS = 240
 REASONING_SHARE = 0.15
-MINERS = (mine_prose, mine_reference, mine_similarity, mine_completion)
+MINERS = (mine_prose, mine_discourse, mine_reference, mine_similarity, mine_completion)
 
-__all__ = ["FAMILIES", "mine"]
+__all__ = ["FAMILIES", "mine", "mine_tasks"]
 
 
 def mine(document: str, seed: int, max_pairs: int = 5, forbidden: Collection[str] | None = None) -> list[Pair]:
+    """The pairs of ``mine_tasks``."""
+    return [found.pair for found in mine_tasks(document, seed, max_pairs, forbidden)]
+
+
+def mine_tasks(
+    document: str, seed: int, max_pairs: int = 5, forbidden: Collection[str] | None = None
+) -> list[MinedPair]:
     """The pairs the rules find in a document, at most ``max_pairs``, spread over the families.
 
     Every answer stands in the document (white space aside), is one of the question's options, or is yes or no. The
@@ -54,7 +63,7 @@ def mine(document: str, seed: int, max_pairs: int = 5, forbidden: Collection[str
     text = MinedText.of(document[:MAX_DOCUMENT_CHARS])
     found = [candidate for miner in MINERS for candidate in miner(text, rng) if _is_sound(candidate, text, tags)]
     chosen = _choose(found, max_pairs, rng)
-    return [_to_pair(candidate, rng) for candidate in chosen]
+    return [MinedPair(family=found.family, task=found.task, pair=_to_pair(found, rng)) for found in chosen]
 
 
 def _is_sound(candidate: Candidate, text: MinedText, tags: Iterable[str]) -> bool:

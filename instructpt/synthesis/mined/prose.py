@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from instructpt.synthesis.mined.candidate import Candidate, ask, data, reason, words
+from instructpt.synthesis.mined.discourse import mine_renaming
 from instructpt.synthesis.mined.text import MinedText, bare, is_content
 
 MAX_SUMMARY_WORDS = 16
@@ -32,6 +33,7 @@ _USED = re.compile(r"\b(?:used|useful|intended|designed|meant) (to|for|as) ([^,;
 def mine_prose(text: MinedText, rng: random.Random) -> Iterator[Candidate]:
     """Candidates of five families, from the sentences of a document."""
     yield from _summary(text, rng)
+    yield from mine_renaming(text, [names for sentence in text.sentences for names in names_in(sentence)], rng)
     yield from _mentions(text, rng)
     previous = ""
     for sentence in text.sentences:
@@ -148,20 +150,35 @@ def _uses(sentence: str, rng: random.Random) -> Iterator[Candidate]:
 
 def _paraphrases(sentence: str, rng: random.Random) -> Iterator[Candidate]:
     """Other names, things said to be the same, and what acronyms abbreviate."""
-    if alias := _ALIAS.search(sentence):
-        term, other = _last_words(alias[1]), alias[2]
-        if term:
-            question = ask("other-name", rng, term=term)
-            yield Candidate(family="paraphrase", task="other-name", question=question, answer=other)
+    for term, other in _aliases(sentence):
+        question = ask("other-name", rng, term=term)
+        yield Candidate(family="paraphrase", task="other-name", question=question, answer=other)
     if same := _SAME.search(sentence):
         answer = _clause(f"{same[1]} ")
         if answer:
             yield Candidate(family="paraphrase", task="same-as", question=ask("same-as", rng), answer=answer)
+    for short, long in _acronyms(sentence):
+        question = ask("acronym", rng, term=short)
+        yield Candidate(family="paraphrase", task="acronym", question=question, answer=long)
+
+
+def names_in(sentence: str) -> list[tuple[str, str]]:
+    """Two names of one thing, for each that the sentence gives two names to."""
+    return [*_aliases(sentence), *_acronyms(sentence)]
+
+
+def _aliases(sentence: str) -> Iterator[tuple[str, str]]:
+    alias = _ALIAS.search(sentence)
+    term = _last_words(alias[1]) if alias else ""
+    if alias and term:
+        yield term, alias[2]
+
+
+def _acronyms(sentence: str) -> Iterator[tuple[str, str]]:
     for match in _ACRONYM.finditer(sentence):
         long = sentence[: match.start()].split()[-len(match[1]) :]
         if len(long) == len(match[1]) and "".join(word[0] for word in long).upper() == match[1]:
-            question = ask("acronym", rng, term=match[1])
-            yield Candidate(family="paraphrase", task="acronym", question=question, answer=" ".join(long))
+            yield match[1], " ".join(long)
 
 
 def _last_words(phrase: str) -> str:

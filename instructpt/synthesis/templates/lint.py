@@ -40,8 +40,8 @@ GRAM = 5
 def lint(patterns: PatternSet | None = None) -> list[str]:
     """Every fault of a pattern set, one line each; empty for a sound one.
 
-    Checked: each category has its placeholders, each once, and no other; no pattern occurs twice; no two patterns of
-    a category share 60 % or more of the 5-grams (words, punctuation, line ends) of the shorter one.
+    Checked: each category has its placeholders, each once, and no other; no pattern or style occurs twice; no two
+    patterns of a category share 60 % or more of the 5-grams (words, punctuation, line ends) of the shorter one.
     """
     chosen = patterns or native()
     return [*_placeholder_faults(chosen), *_style_faults(chosen), *_similarity_faults(chosen)]
@@ -79,6 +79,9 @@ def _style_faults(patterns: PatternSet) -> Iterator[str]:
                 found = set(PLACEHOLDER.findall(style.strings[key]))
                 if not found <= allowed or (category == "inline_examples" and found != allowed):
                     yield f"{style.id}: wrong placeholders in {key}: {style.strings[key]!r}"
+        for first, second in combinations(patterns.styles.get(category, ()), 2):
+            if first.strings == second.strings:
+                yield f"{first.id}: occurs twice in {category}: {dict(first.strings)}"
     for category in STYLE_KEYS.keys() - patterns.styles.keys():
         yield f"{category}: no styles"
 

@@ -18,6 +18,7 @@ class Config:
         settings: Hash of all settings; goes into every status.
         progress_seconds: Time between two looks at running workers.
         start_seconds: Time between two looks at pods that do not run yet.
+        blocked_seconds: Time between two visits to an object that waits for somebody to act.
         retry_seconds: Wait after the first failure of a stage; it doubles with every further one.
         retry_seconds_max: The longest wait.
         interrupted_seconds_max: The longest wait after interruptions that are not counted.
@@ -28,21 +29,30 @@ class Config:
     code_version: str = VERSION
     settings: str = ""
     progress_seconds: float = 10.0
-    start_seconds: float = 3.0
+    start_seconds: float = 2.5
+    blocked_seconds: float = 30.0
     retry_seconds: float = 5.0
     retry_seconds_max: float = 300.0
     interrupted_seconds_max: float = 60.0
 
-    def retry_wait(self, failures: int, attempts: int) -> float:
+    @property
+    def stale_seconds(self) -> float:
+        """Age from which what workers told says nothing of now: three looks without an answer."""
+        return 3 * self.progress_seconds
+
+    def retry_wait(self, failures: int, interruptions: int) -> float:
         """Seconds to wait before the next attempt.
 
         Args:
             failures: Attempts that were counted; each doubles the wait.
-            attempts: All attempts. The first interruption that was nobody's fault waits for nothing, but one after the
-                other must not become a storm.
+            interruptions: Attempts in a row that were interrupted. The first that was nobody's fault waits for nothing,
+                but one after the other must not become a storm.
         """
-        if failures:
-            return float(min(self.retry_seconds * 2 ** min(failures - 1, 16), self.retry_seconds_max))
-        if attempts < 2:
+        if interruptions > 1:
+            return self._doubled(interruptions - 2, self.interrupted_seconds_max)
+        if interruptions or not failures:
             return 0.0
-        return float(min(self.retry_seconds * 2 ** min(attempts - 2, 16), self.interrupted_seconds_max))
+        return self._doubled(failures - 1, self.retry_seconds_max)
+
+    def _doubled(self, times: int, longest: float) -> float:
+        return float(min(self.retry_seconds * 2 ** min(times, 16), longest))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from datetime import datetime
 
 from instructpt.api.common import InputStatus
 from instructpt.api.reasons import Reason
+from instructpt.api.runspec import StageResult
 from instructpt.errors import ConfigError, PlanError
 from instructpt.plan.model import Plan
+from instructpt.plan.naming import ANNOTATION_INPUTS
 from instructpt.plan.planner import AnyResource
 from instructpt.plan.refs import frozen_input, refs_of
 from instructpt.plan.status import Observation, Problem, StageObservation
@@ -26,16 +30,18 @@ def reconcile_job(resource: AnyResource, observed: Observed, now: datetime, conf
     visit = Visit.begin(resource, observed, now, config)
     if visit.has_ended:
         return common.after_end(visit)
+    if observed.namespace_ends:
+        return common.namespace_ends(visit)
+    if resource.spec.suspend:
+        return common.suspended(visit, known_plan(visit))
     try:
         plan = visit.plan() if freeze_inputs(visit) else None
     except (ConfigError, PlanError) as error:
-        return write_status(visit, None, blocked(Reason.INVALID_SPEC, str(error)))
-    if resource.spec.suspend:
-        return common.suspended(visit, plan)
+        return write_status(visit, None, common.blocked(Reason.INVALID_SPEC, str(error)))
     if plan is None:
         reason, message = waiting_for(visit)
-        visit.wake_in(30.0)
-        return write_status(visit, None, blocked(reason, message))
+        visit.wake_in(visit.config.blocked_seconds)
+        return write_status(visit, None, common.blocked(reason, message))
     early = common.deadline(visit) or _cannot_start(visit, plan)
     if early is not None:
         return write_status(visit, plan, Observation(stages={}, active=False, problem=early))
@@ -60,7 +66,7 @@ def _cannot_start(visit: Visit, plan: Plan) -> Problem | None:
     if hindrance is not None:
         return hindrance
     if not visit.observed.launcher_installed and any(s.kind == "train" for s in plan.stages):
-        visit.wake_in(30.0)
+        visit.wake_in(visit.config.blocked_seconds)
         message = (
             f"the cluster has no resource for launcher {visit.config.launcher}; install the Kubeflow training "
             "operator v1.9 (kind PyTorchJob)"
@@ -69,11 +75,21 @@ def _cannot_start(visit: Visit, plan: Plan) -> Problem | None:
     return None
 
 
+def known_plan(visit: Visit, more: Mapping[str, StageResult] | None = None) -> Plan | None:
+    """The plan of an object that is suspended; ``None`` while an input is not frozen, and where there can be none."""
+    known = {(i.kind, i.name) for i in visit.inputs}
+    try:
+        return visit.plan(more) if set(refs_of(visit.resource)) <= known else None
+    except (ConfigError, PlanError):  # said once it is resumed; what runs stops all the same
+        return None
+
+
 def freeze_inputs(visit: Visit) -> bool:
-    """Keep the outputs of all objects that are referred to; False while one is missing (protocols.md 1)."""
-    wanted, known = refs_of(visit.resource), {(i.kind, i.name): i for i in visit.inputs}
-    if set(wanted) <= set(known):
-        return True
+    """Keep the outputs of all objects that are referred to; False while one is missing.
+
+    What the pipeline froze when it started holds for its children, too, however much later they start.
+    """
+    wanted, known = refs_of(visit.resource), {(i.kind, i.name): i for i in (*handed_down(visit), *visit.inputs)}
     found: list[InputStatus] = []
     for key in wanted:
         raw = visit.observed.refs.get(key)
@@ -83,6 +99,17 @@ def freeze_inputs(visit: Visit) -> bool:
         found.append(frozen)
     visit.inputs = tuple(found)
     return True
+
+
+def handed_down(visit: Visit) -> tuple[InputStatus, ...]:
+    """Inputs that a pipeline froze and handed to this child of it."""
+    text = visit.resource.metadata.annotations.get(ANNOTATION_INPUTS)
+    if text is None:
+        return ()
+    try:
+        return tuple(InputStatus.model_validate(each) for each in json.loads(text))
+    except ValueError:  # somebody wrote it by hand; what the refs name now is taken
+        return ()
 
 
 def waiting_for(visit: Visit) -> tuple[Reason, str]:
@@ -99,8 +126,3 @@ def waiting_for(visit: Visit) -> tuple[Reason, str]:
             phase = raw.get("status", {}).get("phase", "Pending")
             said.append(f"{kind} {name} is not complete yet (phase {phase})")
     return Reason.INPUT_NOT_READY, "; ".join(said)
-
-
-def blocked(reason: Reason, message: str) -> Observation:
-    """Nothing runs until the user acts."""
-    return Observation(stages={}, active=False, problem=Problem(type="Blocked", reason=reason, message=message))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from instructpt.api.common import StageResult
-from instructpt.api.reasons import Reason
+from instructpt.api.reasons import EventReason, Reason
 from instructpt.api.v1alpha1 import InstructionPretraining
 from instructpt.cluster.render import render_child
 from instructpt.errors import ConfigError, PlanError
 from instructpt.plan.display import of_total
 from instructpt.plan.model import Plan
-from instructpt.plan.naming import ANNOTATION_CODE_VERSION, child_name
+from instructpt.plan.naming import ANNOTATION_CODE_VERSION, ANNOTATION_INPUTS, child_name
 from instructpt.plan.pipeline import STEP_SYNTHESIS, STEP_SYNTHESIZER, PlannedChild, children
 from instructpt.plan.planner import AnyResource
 from instructpt.plan.refs import is_true
@@ -21,10 +22,10 @@ from instructpt_operator.actions import ConfirmAbsent, Create, Outcome, Patch, R
 from instructpt_operator.observed import Observed
 from instructpt_operator.reconcilers import common
 from instructpt_operator.reconcilers.config import Config
-from instructpt_operator.reconcilers.job import blocked, freeze_inputs, waiting_for
+from instructpt_operator.reconcilers.job import freeze_inputs, known_plan, waiting_for
 from instructpt_operator.reconcilers.resources import parse
 from instructpt_operator.reconcilers.stage import advance
-from instructpt_operator.reconcilers.status import write_status
+from instructpt_operator.reconcilers.status import KINDS, write_status
 from instructpt_operator.reconcilers.visit import Visit, rfc3339
 
 PASSED_ON = (
@@ -42,23 +43,25 @@ PASSED_ON = (
 def reconcile_pipeline(resource: InstructionPretraining, observed: Observed, now: datetime, config: Config) -> Outcome:
     """Decide the next step of a pipeline."""
     visit = Visit.begin(resource, observed, now, config)
-    found = {key: parse(raw) for key, raw in observed.children.items() if key[0] in _KINDS}
+    found = {key: parse(raw) for key, raw in observed.children.items() if key[0] in KINDS}
     visit.extra = _progress(resource.metadata.name, found)
     if visit.has_ended:
         _suspend_all(visit, found)
         return common.after_end(visit)
+    if observed.namespace_ends:
+        return common.namespace_ends(visit)
+    if resource.spec.suspend:
+        _suspend_all(visit, found)
+        busy = any(not is_true(c, "Suspended") and not _has_ended(c) for c in found.values())
+        return common.suspended(visit, known_plan(visit, _results(found)), busy=busy)
     try:
         plan = visit.plan(_results(found)) if freeze_inputs(visit) else None
     except (ConfigError, PlanError) as error:
-        return write_status(visit, None, blocked(Reason.INVALID_SPEC, str(error)))
-    if resource.spec.suspend:
-        _suspend_all(visit, found)
-        busy = any(c.status is not None and not is_true(c, "Suspended") and not _has_ended(c) for c in found.values())
-        return common.suspended(visit, plan, busy=busy)
+        return write_status(visit, None, common.blocked(Reason.INVALID_SPEC, str(error)))
     if plan is None:
         reason, message = waiting_for(visit)
-        visit.wake_in(30.0)
-        return write_status(visit, None, blocked(reason, message))
+        visit.wake_in(visit.config.blocked_seconds)
+        return write_status(visit, None, common.blocked(reason, message))
     problem = common.deadline(visit) or common.hindrance(visit)
     if problem is not None:
         return write_status(visit, plan, Observation(stages={}, active=False, problem=problem))
@@ -98,13 +101,16 @@ def _go_on(
 def _create(visit: Visit, child: PlannedChild) -> None:
     obj = render_child(child, visit.context)
     obj["metadata"]["annotations"] = {ANNOTATION_CODE_VERSION: visit.code_version}
+    if visit.inputs:
+        handed = [i.to_wire() for i in visit.inputs]
+        obj["metadata"]["annotations"][ANNOTATION_INPUTS] = json.dumps(handed, sort_keys=True)
     known = visit.resource.status.child_refs if visit.resource.status else ()
     if any(r.kind == child.object.kind and r.name == child.object.metadata.name for r in known):
         visit.actions.append(ConfirmAbsent(ref=Ref.of(obj)))  # it was there before: is it really gone?
     visit.actions.append(Create(object=obj, owner_uid=visit.uid))
     if visit.start_time is None:
         visit.start_time = rfc3339(visit.now)
-    visit.say("ChildCreated", f"{child.object.kind} {child.object.metadata.name} for step {child.step}")
+    visit.say(EventReason.CHILD_CREATED, f"{child.object.kind} {child.object.metadata.name} for step {child.step}")
 
 
 def _pass_on(visit: Visit, child: PlannedChild, there: AnyResource) -> None:
@@ -148,26 +154,25 @@ def _results(found: dict[tuple[str, str], AnyResource]) -> dict[str, StageResult
 
 
 def _problem(found: dict[tuple[str, str], AnyResource]) -> Problem | None:
-    """The first child that failed, else the first that is blocked."""
-    for type_ in ("Failed", "Blocked"):
+    """The first child that failed, else the first that is blocked, else the first that waits in a queue."""
+    for type_, wanted, status in _TROUBLES:
         for (kind, name), child in sorted(found.items()):
-            condition = next(
-                (
-                    c
-                    for c in (child.status.conditions if child.status else ())
-                    if c.type == type_ and c.status == "True"
-                ),
-                None,
-            )
-            if condition is None:
+            conditions = child.status.conditions if child.status else ()
+            told = next((c for c in conditions if (c.type, c.status) == (wanted, status)), None)
+            if told is None:
                 continue
-            message = f"{kind} {name}: {condition.reason}: {condition.message}"
-            if type_ == "Failed":
-                return Problem(type="Failed", reason=Reason.CHILD_FAILED, message=message)
-            known = condition.reason in Reason.__members__.values()
-            reason = Reason(condition.reason) if known else Reason.CHILD_FAILED
-            return Problem(type="Blocked", reason=reason, message=message)
+            message = f"{kind} {name}: {told.reason}: {told.message}"
+            known = type_ != "Failed" and told.reason in Reason.__members__.values()
+            return Problem(type=type_, reason=Reason(told.reason) if known else Reason.CHILD_FAILED, message=message)
     return None
+
+
+_TROUBLES: tuple[tuple[Literal["Failed", "Blocked", "Queued"], str, str], ...] = (
+    ("Failed", "Failed", "True"),
+    ("Blocked", "Blocked", "True"),
+    ("Queued", "QuotaReserved", "False"),
+)
+"""What a child's trouble makes of its pipeline, and the condition of the child that tells of it."""
 
 
 def _strayed(plan: Plan, found: dict[tuple[str, str], AnyResource]) -> Problem | None:
@@ -220,6 +225,3 @@ def _is_complete(child: AnyResource | None) -> bool:
 
 def _has_ended(child: AnyResource) -> bool:
     return is_true(child, "Complete") or is_true(child, "Failed")
-
-
-_KINDS = ("Corpus", "SynthesisJob", "TrainingJob", "EvaluationJob")

@@ -5,36 +5,46 @@ from __future__ import annotations
 from typing import Any
 
 from instructpt.api.base import Condition, ObjectRef
-from instructpt.api.reasons import Reason
+from instructpt.api.reasons import EventReason, Reason
+from instructpt.cluster.observe import work_state
 from instructpt.plan.conditions import merge_conditions
 from instructpt.plan.display import display
 from instructpt.plan.model import Plan
 from instructpt.plan.naming import LABEL_KIND, LABEL_NAME, LABEL_TASK, TASK_WORK
 from instructpt.plan.status import Judged, Observation, judge
-from instructpt_operator.actions import Outcome
-from instructpt_operator.reconcilers.visit import Visit, rfc3339
+from instructpt_operator.actions import Create, Outcome
+from instructpt_operator.reconcilers.visit import Visit, is_leaving, rfc3339
+
+KINDS = ("Corpus", "SynthesisJob", "TrainingJob", "EvaluationJob")
+"""Of ours, those that a pipeline creates."""
 
 
 def write_status(visit: Visit, plan: Plan | None, observation: Observation) -> Outcome:
     """The outcome of a visit: its actions, and the status that follows from what was seen."""
     resource, now = visit.resource, rfc3339(visit.now)
-    judged = judge(resource, plan or Plan(kind=resource.kind, name=resource.metadata.name, stages=()), observation)
+    judged = judge(resource, plan, observation)
     before = resource.status
     conditions = merge_conditions(
-        (*judged.conditions, *_own_conditions(resource.kind, judged)) if plan is not None else _unplanned(judged),
+        judged.conditions if plan is None else (
+            *judged.conditions, *_own_conditions(resource.kind, judged, has_gate=_has_gate(visit)),
+            *_quota(visit, judged, observation),
+        ),
         before.conditions if before else (), now=now, generation=resource.metadata.generation,
     )  # fmt: skip
-    wire: dict[str, Any] = judged.to_wire() if plan is not None else {"phase": _phase_unplanned(judged)}
+    wire: dict[str, Any] = judged.to_wire() if plan is not None else {"phase": judged.phase}
     wire["conditions"] = [c.to_wire() for c in conditions]
     wire["observedGeneration"] = resource.metadata.generation
     wire["restarts"] = visit.restarts
+    wire["workers"] = _workers(visit)
     wire["attempt"] = max((s.attempt for s in visit.memory.values()), default=0)
     wire["stages"] = [s.to_wire() for s in visit.memory.values()]
     wire["inputs"] = [i.to_wire() for i in visit.inputs]
     wire["childRefs"] = [r.to_wire() for r in child_refs(visit)]
     wire["codeVersion"] = visit.code_version
-    if visit.config.settings:
-        wire["settings"] = visit.config.settings
+    known = before.settings if before is not None else None
+    settings = visit.config.settings if known is None or _creates(visit) else known
+    if settings:
+        wire["settings"] = settings
     if visit.start_time is not None:
         wire["startTime"] = visit.start_time
     if any(c.type in ("Complete", "Failed") and c.status == "True" for c in conditions):
@@ -46,24 +56,39 @@ def write_status(visit: Visit, plan: Plan | None, observation: Observation) -> O
     return visit.outcome(wire, urgent=False)  # what is more than progress is written at once all the same
 
 
+def _quota(visit: Visit, judged: Judged, observation: Observation) -> tuple[Condition, ...]:
+    """``QuotaReserved`` of an object with a queue, unless it was judged already: it waits to be admitted."""
+    if visit.resource.spec.queue_name is None or any(c.type == "QuotaReserved" for c in judged.conditions):
+        return ()
+    works = observation.active and _workers(visit) > 0
+    reason = Reason.ADMITTED if works else Reason.PENDING
+    return (Condition(type="QuotaReserved", status="True" if works else "Unknown", reason=reason),)
+
+
+def _workers(visit: Visit) -> int:
+    """Pods that work now, of its own children and of those of a pipeline's."""
+    total = 0
+    for (kind, _), child in visit.observed.children.items():
+        if kind in KINDS:
+            total += (child.get("status") or {}).get("workers") or 0
+        elif child["metadata"].get("labels", {}).get(LABEL_TASK) == TASK_WORK and not is_leaving(child):
+            total += work_state(child).ready
+    return total
+
+
+def _creates(visit: Visit) -> bool:
+    """Whether this visit makes a child: with the settings of now."""
+    return any(isinstance(action, Create) for action in visit.actions)
+
+
 def child_refs(visit: Visit) -> list[ObjectRef]:
     """Children of our kinds; Jobs are found by their labels."""
-    kinds = ("Corpus", "SynthesisJob", "TrainingJob", "EvaluationJob")
-    found = sorted(k for k in visit.observed.children if k[0] in kinds)
+    found = sorted(k for k in visit.observed.children if k[0] in KINDS)
     return [ObjectRef.model_validate({"kind": kind, "name": name}) for kind, name in found[:64]]
 
 
-def _unplanned(judged: Judged) -> tuple[Condition, ...]:
-    """Without a plan nothing is complete, whatever an empty list of stages looks like."""
-    return tuple(c for c in judged.conditions if not (c.type == "Complete" and c.status == "True"))
-
-
-def _phase_unplanned(judged: Judged) -> str:
-    return "Pending" if judged.phase == "Complete" else judged.phase
-
-
-def _own_conditions(kind: str, judged: Judged) -> tuple[Condition, ...]:
-    """``Ready`` of a Corpus, ``Degraded`` of a synthesis, ``GatePassed`` where there is a gate."""
+def _own_conditions(kind: str, judged: Judged, *, has_gate: bool) -> tuple[Condition, ...]:
+    """``Ready`` of a Corpus, ``Degraded`` of a synthesis, ``GatePassed`` where models are compared."""
     complete = any(c.type == "Complete" and c.status == "True" for c in judged.conditions)
     reason = Reason(judged.conditions[0].reason) if judged.conditions else Reason.PENDING
     if kind == "Corpus":
@@ -75,12 +100,19 @@ def _own_conditions(kind: str, judged: Judged) -> tuple[Condition, ...]:
         return (Condition(type="Degraded", status="True" if dead else "False", reason=degraded, message=message),)
     if kind in ("EvaluationJob", "InstructionPretraining"):
         gate = judged.scores.get("gate")
+        if not has_gate:
+            return (Condition(type="GatePassed", status="Unknown", reason=Reason.NO_GATE),)
         if gate is None:
             return (Condition(type="GatePassed", status="Unknown", reason=Reason.PENDING),)
         passed = gate >= 1.0
         told = Reason.GATE_PASSED if passed else Reason.GATE_FAILED
         return (Condition(type="GatePassed", status="True" if passed else "False", reason=told),)
     return ()
+
+
+def _has_gate(visit: Visit) -> bool:
+    spec = visit.resource.spec
+    return getattr(getattr(spec, "evaluation", spec), "gate", None) is not None
 
 
 def _of_kind(
@@ -94,9 +126,9 @@ def _of_kind(
         return {"launcher": visit.config.launcher, **_training(visit, plan, observation, wire)}
     if kind in ("EvaluationJob", "InstructionPretraining"):
         gate = wire.get("scores", {}).get("gate")
-        wanted = visit.resource.spec if kind == "EvaluationJob" else getattr(visit.resource.spec, "evaluation", None)
-        none = getattr(wanted, "gate", None) is None
-        return {"gate": "None" if none else "Pending" if gate is None else "Passed" if gate >= 1.0 else "Failed"}
+        if not _has_gate(visit):
+            return {"gate": "None"}
+        return {"gate": "Pending" if gate is None else "Passed" if gate >= 1.0 else "Failed"}
     return {}
 
 
@@ -115,22 +147,28 @@ def _training(visit: Visit, plan: Plan | None, observation: Observation, wire: d
     if stage is not None and stage.result is not None:
         steps = stage.result.counts.get("steps")
         out["step"], out["steps"] = steps, steps
-        out["loss"] = stage.result.scores.get("loss", out["loss"])
+        out["loss"] = stage.result.scores.get("final_loss", out["loss"])
     return {k: v for k, v in out.items() if v is not None}
 
 
+_ANNOUNCED = ("Complete", "Failed", "Blocked", "Degraded", "Suspended", "GatePassed")
+
+
 def _announce(visit: Visit, conditions: tuple[Condition, ...]) -> None:
-    """An Event for each condition that became true (once: the status remembers), with its reason and message."""
+    """An Event for each condition that became true (once: the status remembers), with its reason and message.
+
+    A gate that was not passed is news as well.
+    """
     before = {c.type: c for c in (visit.resource.status.conditions if visit.resource.status else ())}
     for condition in conditions:
         old = before.get(condition.type)
-        if condition.status != "True" or (
-            old is not None and old.status == "True" and (old.reason == condition.reason or condition.type == "Running")
-        ):
+        told = condition.status == "True" or condition.reason == Reason.GATE_FAILED
+        if condition.type not in _ANNOUNCED or not told:
             continue
-        if condition.type in ("Complete", "Failed", "Blocked", "Degraded", "GatePassed"):
-            visit.say(
-                condition.reason if condition.type != "Complete" else "Completed",
-                condition.message or condition.type,
-                warning=condition.type in ("Failed", "Blocked", "Degraded"),
-            )
+        if old is not None and (old.status, old.reason) == (condition.status, condition.reason):
+            continue
+        visit.say(
+            Reason(condition.reason) if condition.type != "Complete" else EventReason.COMPLETED,
+            condition.message or condition.type,
+            warning=condition.type in ("Failed", "Blocked", "Degraded") or condition.status == "False",
+        )

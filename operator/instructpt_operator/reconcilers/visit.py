@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from instructpt.api.common import InputStatus, StageStatus
-from instructpt.api.reasons import Reason
+from instructpt.api.reasons import EventReason, Reason
 from instructpt.api.runspec import StageResult
 from instructpt.cluster.context import Owner, RenderContext
 from instructpt.cluster.meta import step_label
@@ -131,14 +131,25 @@ class Visit:
         step = step_label(stage.step)
         return [c for c in self.observed.children.values() if c["metadata"].get("labels", {}).get(label) == step]
 
+    def began(self, *children: Object | None) -> None:
+        """The clock runs from the first child that is there: the visit that made it may not have come to say so."""
+        made = [c["metadata"]["creationTimestamp"] for c in children if c is not None and not is_leaving(c)]
+        if self.start_time is None and made:
+            self.start_time = min(made)
+
     def wake_in(self, seconds: float) -> None:
         """Come back after so many seconds at the latest."""
         self.wakes.append(max(0.1, seconds))
 
-    def say(self, reason: Reason | str, message: str, *, warning: bool = False) -> None:
+    def say(self, reason: Reason | EventReason, message: str, *, warning: bool = False) -> None:
         """One Event about the object."""
         type_ = "Warning" if warning else "Normal"
         self.events.append(Event(type=type_, reason=str(reason), message=message[:1024]))
+
+    def says(self, reason: str) -> bool:
+        """Whether a condition has that reason already."""
+        status = self.resource.status
+        return status is not None and any(c.reason == reason for c in status.conditions)
 
     def outcome(self, status: Object | None, *, urgent: bool = True) -> Outcome:
         """Everything that was asked for."""
@@ -146,6 +157,11 @@ class Visit:
             actions=tuple(self.actions), status=status, urgent=urgent, events=tuple(self.events),
             requeue_after=min(self.wakes, default=None),
         )  # fmt: skip
+
+
+def is_leaving(child: Object) -> bool:
+    """Whether it is being deleted."""
+    return child["metadata"].get("deletionTimestamp") is not None
 
 
 def rfc3339(moment: datetime) -> str:
@@ -158,6 +174,6 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
-def seconds_since(visit: Visit, text: str) -> float:
-    """Seconds from a time in the status to now."""
-    return (visit.now - parse_time(text)).total_seconds()
+def seconds_since(now: datetime, text: str) -> float:
+    """Seconds from a time in a status to now."""
+    return (now - parse_time(text)).total_seconds()

@@ -13,7 +13,7 @@ from kubernetes import config
 from kubernetes.client import Configuration
 
 from instructpt_operator.runtime.errors import ApiError
-from instructpt_operator.runtime.transport import Transport, WatchStream
+from instructpt_operator.runtime.transport import THROTTLE_RETRIES, Transport, WatchStream
 
 __all__ = ["FIELD_MANAGER", "ApiError", "KubeClient", "ResourceType", "WatchStream"]
 
@@ -76,6 +76,7 @@ class KubeClient:
         timeout_seconds: float = 30.0,
         connections: int = 20,
         user_agent: str = FIELD_MANAGER,
+        throttle_retries: int = THROTTLE_RETRIES,
     ) -> KubeClient:
         """A client by a kubeconfig or, inside a pod, by its service account.
 
@@ -86,6 +87,7 @@ class KubeClient:
             timeout_seconds: Of a call that does not say otherwise.
             connections: Kept open: one for each worker and informer, and two.
             user_agent: Who the server's log says we are.
+            throttle_retries: How often a call is sent again that the server answers with 429.
         """
         configuration = Configuration()
         if kubeconfig is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
@@ -94,8 +96,11 @@ class KubeClient:
             config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
         configuration.connection_pool_maxsize = connections
         return cls(
-            Transport(configuration, qps=qps, burst=burst, timeout_seconds=timeout_seconds, user_agent=user_agent)
-        )
+            Transport(
+                configuration, qps=qps, burst=burst, timeout_seconds=timeout_seconds, user_agent=user_agent,
+                throttle_retries=throttle_retries,
+            )
+        )  # fmt: skip
 
     @property
     def calls(self) -> Counter[tuple[str, int]]:

@@ -85,9 +85,10 @@ class Informer:
         indexers: For ``store.by_index``.
         transform: Makes an object smaller before it is kept; ``managedFields`` never are.
         optional: The server may not know the type: then there are no objects, and it is asked again.
+        on_answer: Called when the server answers again after it gave no answer at all.
         clock: Monotonic seconds.
         random: For jitter.
-        wait: Sleeps, unless ``stop`` is called.
+        wait: Sleeps, unless ``stop`` or ``hurry`` is called.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Informer:
         indexers: Mapping[str, Indexer] | None = None,
         transform: Callable[[Object], Object] | None = None,
         optional: bool = False,
+        on_answer: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         random: Random | None = None,
         wait: Callable[[float], object] | None = None,
@@ -113,10 +115,12 @@ class Informer:
         self._on_event = on_event
         self._transform = transform
         self._optional = optional
+        self._on_answer = on_answer
         self._clock = clock
         self._random = Random() if random is None else random
-        self._stopping = threading.Event()
-        self._wait = self._stopping.wait if wait is None else wait
+        self._stopping, self._wake = threading.Event(), threading.Event()
+        self._wait = self._wake.wait if wait is None else wait
+        self._unanswered = False  # the last request got no answer at all
         self._backoff: ExponentialBackoff[None] = ExponentialBackoff(*BACKOFF_SECONDS)
         self._synced = threading.Event()
         # Held while a change is made and told, so that handlers hear of changes in the order of the cache.
@@ -151,6 +155,7 @@ class Informer:
     def stop(self) -> None:
         """End the thread and its watch; what the cache holds stays."""
         self._stopping.set()
+        self._wake.set()
         with self._lock:
             stream = self._stream
         if stream is not None:
@@ -184,6 +189,11 @@ class Informer:
         with self._telling:
             self._tell(self.store.feed(kept))
 
+    def hurry(self) -> None:
+        """Try again now, where it waits because the server gave no answer: it answers others again."""
+        if self._unanswered:
+            self._wake.set()
+
     def _run(self) -> None:
         while not self._stopping.is_set():
             began = self._clock()
@@ -208,6 +218,7 @@ class Informer:
         try:
             for items, page_version in self._client.pages(self.type, self.namespace, label_selector=self._selector):
                 self._heard()
+                self._answered()
                 objects += [self._shrink(item) for item in items]
                 version = page_version
         except ApiError as error:
@@ -240,6 +251,7 @@ class Informer:
         with self._lock:
             self._stream = stream
         self._active()
+        self._answered()
         try:
             if self._stopping.is_set():
                 return
@@ -282,6 +294,7 @@ class Informer:
         if self._stopping.is_set():
             return
         self._count("errors")
+        self._unanswered = error.status == 0 and error.reason not in ("BadBody", "InStream")
         # Go on from the same version only where the watch was not answered at all.
         silent = error.status in (0, 429) or error.status >= 500
         if not silent or error.reason in ("BadBody", "InStream"):
@@ -296,6 +309,15 @@ class Informer:
             log.log(level, "%s: %s; again in %.1f s", self.type.plural, error, delay)
         self._active()
         self._wait(delay)
+        if self._wake.is_set() and not self._stopping.is_set():
+            # A server that has just come back may refuse once or twice: no long wait again for that.
+            self._backoff.forget(None)
+            self._wake.clear()
+
+    def _answered(self) -> None:
+        if self._unanswered:
+            self._unanswered = False
+            self._on_answer()
 
     def _active(self) -> None:
         with self._lock:

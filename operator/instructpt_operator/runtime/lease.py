@@ -58,6 +58,7 @@ class LeaderElector:
         name: Of the Lease; it is created if need be.
         identity: Differs from that of every other process: see :func:`unique_identity`.
         on_started: Called once, in a thread of its own, when this process leads. If it raises, the process ends.
+        on_answer: Called when a try succeeds after one that failed: the API server is back. It must be quick.
         lease_seconds: How long a candidate waits without seeing a change; a whole number, as the API wants it.
         renew_deadline_seconds: Age of the last renewal beyond which this process no longer leads.
         retry_seconds: Between two tries, for holder and candidate.
@@ -73,6 +74,7 @@ class LeaderElector:
         name: str,
         identity: str,
         on_started: Callable[[], None],
+        on_answer: Callable[[], None] = lambda: None,
         lease_seconds: int = 15,
         renew_deadline_seconds: float = 10.0,
         retry_seconds: float = 2.0,
@@ -86,12 +88,13 @@ class LeaderElector:
             )
         self._client = client
         self._namespace, self._name, self.identity = namespace, name, identity
-        self._on_started = on_started
+        self._on_started, self._on_answer = on_started, on_answer
         self._lease_seconds, self._deadline, self._retry = lease_seconds, renew_deadline_seconds, retry_seconds
         self._clock, self._exit = clock, exit
         self._turn = threading.Lock()  # one exchange with the API server at a time
         self._stop = threading.Event()
         self._over = False  # lost: no way back
+        self._away = False  # the last try failed
         self._renewed_at: float | None = None  # when the last renewal began; None while not leading
         self._lease: Mapping[str, Any] | None = None  # as we last wrote it, or found it to be ours
         self._sight: tuple[str, ...] | None = None  # what another's lease looked like
@@ -129,6 +132,11 @@ class LeaderElector:
                     self._acquire()
             except Exception as error:  # a timeout, a reset, a 500, a page of HTML: all the same
                 logger.warning("lease %s: %s failed: %s", self._name, "renewal" if leading else "look", _brief(error))
+                self._away = True
+            else:
+                if self._away:
+                    self._away = False
+                    self._on_answer()
             self.check()
 
     def check(self) -> bool:

@@ -94,6 +94,14 @@ class WorkQueue(Generic[KeyT]):
         with self._condition:
             self._backoff.forget(key)
 
+    def hurry(self) -> None:
+        """Hand out every key that waits after a failure, and clear its failures: what they had in common is over."""
+        with self._condition:
+            for key in [key for key in (*self._due, *self._processing) if self._backoff.failures(key)]:
+                self._backoff.forget(key)
+                if self._due.pop(key, None) is not None:
+                    self._add(key)
+
     def failures(self, key: KeyT) -> int:
         """How often ``key`` was retried since it was last forgotten."""
         with self._condition:

@@ -123,6 +123,7 @@ class Transport:
         burst: Requests that may go at once.
         timeout_seconds: Of a call that does not say otherwise.
         user_agent: Who the server's log says we are.
+        throttle_retries: How often a call is sent again that the server answers with 429.
         clock: Monotonic seconds.
         sleep: Waits for the budget and for Retry-After.
     """
@@ -135,6 +136,7 @@ class Transport:
         burst: int,
         timeout_seconds: float,
         user_agent: str,
+        throttle_retries: int = THROTTLE_RETRIES,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
@@ -143,6 +145,7 @@ class Transport:
         self._host = str(configuration.host).rstrip("/")
         self._timeout = timeout_seconds
         self._user_agent = user_agent
+        self._throttle_retries = throttle_retries
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -166,7 +169,7 @@ class Transport:
         body: Any = None,
         content_type: str = "application/json",
         timeout_seconds: float | None = None,
-        throttle_retries: int = THROTTLE_RETRIES,
+        throttle_retries: int | None = None,
     ) -> dict[str, Any]:
         """One call; asked again a few times where the server says 429, for as long as it says, within bounds.
 
@@ -176,12 +179,13 @@ class Transport:
         timeout = self._timeout if timeout_seconds is None else timeout_seconds
         data = None if body is None else orjson.dumps(body)
         patience = THROTTLE_SECONDS
-        for retry in range(throttle_retries + 1):
+        retries = self._throttle_retries if throttle_retries is None else throttle_retries
+        for retry in range(retries + 1):
             try:
                 return self._once(verb, method, path, query, data, content_type, timeout)
             except ApiError as error:
                 wait = 1.0 if error.retry_after is None else error.retry_after
-                if error.status != 429 or retry == throttle_retries or wait > patience:
+                if error.status != 429 or retry == retries or wait > patience:
                     raise
                 patience -= wait
                 self._sleep(wait)

@@ -131,8 +131,9 @@ TABLES: list[tuple[str, str, dict[str, Any], dict[str, Any], str, str]] = [
         "finance-synth",
         {"queueName": "gpus"},
         {
-            "phase": "Running", "shards": {"succeeded": 147, "total": 512, "failed": 3},
-            "counts": {"pairs": 4_100_000}, "progress": {"etaSeconds": 3000, "tokensPerSecond": 12_345.6},
+            "phase": "Running", "shards": {"succeeded": 147, "total": 512},
+            "counts": {"pairs": 4_100_000, "dead_letters": 3},
+            "progress": {"etaSeconds": 3000, "tokensPerSecond": 12_345.6},
             "output": {"uri": "s3://lab/x", "digest": "d"},
         },
         "NAME PHASE PROGRESS PAIRS RESTARTS AGE | QUEUE MODEL FAILED TOK/S ETA OUTPUT",

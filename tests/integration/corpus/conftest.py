@@ -17,6 +17,7 @@ import zstandard
 from instructpt.api.base import StorageSpec
 from instructpt.api.runspec import InspectRun, ResolvedInput, RunSpec, StageResult
 from instructpt.api.v1alpha1.corpus import CorpusSource, Split
+from instructpt.api.v1alpha1.corpusfilters import CorpusFilters
 from instructpt.corpus import inspect
 from instructpt.corpus.document import Document
 from instructpt.corpus.manifest import Manifest, load_manifest
@@ -40,6 +41,7 @@ class Corpus:
     split: Split = SPLIT
     storage: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    filters: dict[str, Any] | None = None
 
     @property
     def spec(self) -> RunSpec:
@@ -56,6 +58,7 @@ class Corpus:
                 documents_per_shard=self.per_shard,
                 shards=self.shards,
                 tokenizer=self.tokenizer,
+                filters=None if self.filters is None else CorpusFilters.model_validate(self.filters),
             ),
         )
 

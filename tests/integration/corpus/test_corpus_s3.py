@@ -63,3 +63,32 @@ def test_nothing_no_bucket_no_access(server, uploaded, corpus, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(ConfigError, match=f"access to bucket {server.bucket} is refused"):
         corpus(f"{uploaded}/in/", endpoint=server.endpoint).run()
+
+
+def test_many_small_files_are_read_side_by_side_in_order_and_one_that_changed_is_found(server, tmp_path, corpus):
+    top = f"{tmp_path.name}-many"
+    for number in range(120):
+        server.client().put_object(
+            Bucket=server.bucket, Key=f"{top}/in/{number:03d}.txt", Body=f"text number {number}".encode()
+        )
+    job = corpus(f"s3://{server.bucket}/{top}/in/", str(tmp_path / "out"), endpoint=server.endpoint)
+    assert job.inspect().counts["documents"] == 120
+    assert [d.id for d in job.documents()] == [f"{number:03d}.txt#0" for number in range(120)]
+    assert job.texts() == [f"text number {number}" for number in range(120)]
+
+
+def test_a_file_that_changes_under_the_inspection_is_named(server, tmp_path, corpus, monkeypatch):
+    from instructpt.corpus import units
+
+    top = f"{tmp_path.name}-changed"
+    for number in range(3):
+        server.client().put_object(Bucket=server.bucket, Key=f"{top}/in/{number}.txt", Body=b"as it was")
+    read = units.read_objects
+
+    def change_one(*args, **options):
+        yield from read(*args, **options)
+        server.client().put_object(Bucket=server.bucket, Key=f"{top}/in/1.txt", Body=b"other")
+
+    monkeypatch.setattr(units, "read_objects", change_one)
+    with pytest.raises(CorpusError, match=r"in/1.txt changed while it was inspected"):
+        corpus(f"s3://{server.bucket}/{top}/in/", str(tmp_path / "out"), endpoint=server.endpoint).inspect()

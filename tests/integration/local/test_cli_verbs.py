@@ -47,6 +47,15 @@ def test_a_sample_is_shown_and_is_complete(sampled: Path) -> None:
     assert shown(sampled, "dead-letters") == []
 
 
+def test_the_use_of_templates_is_counted(sampled: Path) -> None:
+    found = shown(sampled, "templates")
+    assert found["texts"] == sum(found["shapes"].values()) > 0
+    listed = {name for name in found["counts"] if name not in found["shapes"]}
+    assert len(listed) == sum(category["number"] for category in found["categories"])
+    table = localruns.instructpt("show", "templates", cwd=sampled).stdout
+    assert table.startswith(f"{found['texts']} texts with pairs")
+
+
 def test_show_never_takes_another_step_instead(sampled: Path) -> None:
     wrong = localruns.instructpt("show", "augmented", "--step", "tuning-tasks", cwd=sampled)
     assert wrong.returncode == 2

@@ -221,7 +221,7 @@ def test_stop_and_status_reach_a_detached_run(folder: Path) -> None:
     while run.running_pid() is None or not list((folder / "hold").glob("pid-*")):
         pass
     status = localruns.instructpt("status", "docs", "-o", "json", cwd=folder)
-    assert json.loads(status.stdout)["status"]["phase"] == "Inspecting"
+    assert json.loads(status.stdout)["status"]["phase"] == "Running"
     stopped = localruns.instructpt("stop", "docs", cwd=folder)
     assert stopped.returncode == 0
     assert run.running_pid() is None

@@ -1,4 +1,4 @@
-"""F1: the operator is killed before and after every write of a whole run, and a new one goes on.
+"""F1 and F11: the operator is killed before and after every write of a run; a new one goes on, or the object goes.
 
 Operators are processes; the API server, Job controller and garbage collector are real; pods are played.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crashing
+import invariants
 import operators
 import pytest
 from history import History
@@ -77,9 +78,9 @@ class Bench:
         seen = self.history.of(namespace, self.obj["kind"])
         return seen[-1][1] if seen and operators.is_true(seen[-1][1], "Complete") else None
 
-    def namespace(self, kill: str) -> str:
+    def namespace(self, kill: str, prefix: str = "crash") -> str:
         """Of a run."""
-        return f"crash-{self.obj['metadata']['name']}-{kill.replace(':', '-') or 'none'}"
+        return f"{prefix}-{self.obj['metadata']['name']}-{kill.replace(':', '-') or 'none'}"
 
     def _die(self, namespace: str, notes: Path, kill: str) -> bool:
         """Run until it kills itself. With other timing there may be a write less, so it may also come to its end."""
@@ -99,8 +100,7 @@ class Bench:
         status = done["status"]
         assert status["observedGeneration"] == done["metadata"]["generation"]
         assert "finalizers" not in done["metadata"]
-        self.history.check_ends_stay(namespace)
-        self.history.check_one_attempt_at_a_time(namespace)
+        invariants.check(self.history, namespace)
         return End(
             children={name: len(uids) for name, uids in self.history.created(namespace).items()},
             points=[":".join(line.split()[:2]) for line in notes.read_text().splitlines()],
@@ -110,6 +110,27 @@ class Bench:
             output=status["output"],
             stages=[{k: s.get(k) for k in ("step", "attempt", "failures", "result")} for s in status["stages"]],
         )
+
+    def run_deleted(self, kill: str) -> None:
+        """The object is deleted where the operator dies, and a new operator comes while its children still leave."""
+        namespace = self.namespace(kill, "gone")
+        self.kube.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+        notes = self.folder / f"{namespace}.notes"
+        made = operators.create(self.kube, namespace, self.obj)
+        self._die(namespace, notes, kill)
+        written = len(notes.read_text().splitlines())
+        self.kube.delete(operators.OURS[self.obj["kind"]], namespace, made["metadata"]["name"])
+        last = self.forker.start(self.server.kubeconfig, namespace, notes)
+        try:
+            operators.wait_for(
+                lambda: Path(f"{notes}.{last.pid}").exists() and not self.left(namespace), every=0.25,
+                otherwise=lambda: f"orphans: {self.left(namespace)}",
+            )  # fmt: skip
+            assert len(notes.read_text().splitlines()) == written, "it wrote for what is gone"
+        finally:
+            last.kill()
+        invariants.check(self.history, namespace)
+        self.kube.delete(NAMESPACES, None, namespace)
 
     def delete(self, kill: str) -> None:
         """Delete the object of a run while no operator is there: nothing of it may stay."""
@@ -175,3 +196,15 @@ def test_f1_operator_killed_before_and_after_every_write_of_a_run(
         assert (end.phase, end.restarts) == (whole.phase, whole.restarts), point
         assert (end.output, end.stages) == (whole.output, whole.stages), point
     assert sum(end.died for end in ends.values()) >= max(least, 0.9 * len(ends))
+
+
+@pytest.mark.timeout(600)
+def test_f11_object_deleted_at_every_point_where_the_operator_can_die(
+    pytorchjobs: ApiServer, kube: KubeClient, recorded: History, fork: crashing.Forker, tmp_path: Path
+) -> None:
+    bench = Bench(pytorchjobs, kube, recorded, fork, tmp_path, operators.synthesis("syn", parallelism=1))
+    with Player(kube, None, all_well) as player, ThreadPoolExecutor(AT_ONCE) as pool:
+        points = bench.run("").points
+        list(pool.map(bench.run_deleted, points))
+    assert player.errors == []
+    assert len(points) >= 16

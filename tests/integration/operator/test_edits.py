@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import invariants
 import operators
 import pytest
+from figures import told
 from history import History
 from operators import Live
-from player import CONFIG_MAPS, PODS, End
+from player import CONFIG_MAPS, PODS, PYTORCHJOBS, End
 
-from instructpt.plan.naming import LABEL_TASK, TASK_WORK
+from instructpt.plan.naming import ANNOTATION_RECONCILE, LABEL_TASK, TASK_WORK
 from instructpt_operator.runtime.client import ApiError, KubeClient
 from instructpt_operator.types import JOBS, OURS
 
 pytestmark = pytest.mark.cluster
 
-TIMES = 10
+TIMES, MANY_TIMES = 10, 50
 
 
 def waits(labels: Mapping[str, str], number: int) -> End:
@@ -61,20 +63,20 @@ def test_f10_suspend_that_comes_while_children_are_created(
     live: Live, kube: KubeClient, namespace: str, recorded: History
 ) -> None:
     """Edits that nobody waits for: whatever the operator is at, nothing is made twice and nothing is counted."""
-    live()
+    operator, _ = live()
     objects = [operators.synthesis("syn", backoffLimit=0), operators.training("trn", backoffLimit=0)]
     for obj in objects:
         operators.create(kube, namespace, obj)
-    for turn in range(2 * TIMES):
+    for turn in range(2 * MANY_TIMES):
         for obj in objects:
             edit(kube, namespace, obj, suspend=turn % 2 == 0)
     for obj in objects:
         done = operators.wait_condition(kube, namespace, obj, "Complete")
         assert all(stage.get("failures", 0) == 0 for stage in done["status"]["stages"])
         assert not operators.is_true(done, "Suspended")
-    created = recorded.created(namespace)
-    assert all(len(uids) == 1 for uids in created.values()), created
-    recorded.check_one_attempt_at_a_time(namespace)
+    invariants.check(recorded, namespace)
+    invariants.converged(operator, kube, namespace)
+    invariants.nothing_stays(kube, namespace)
 
 
 def test_f10_pipeline_suspends_and_resumes_its_children(live: Live, kube: KubeClient, namespace: str) -> None:
@@ -153,17 +155,54 @@ def test_f12_foreign_object_with_the_childs_name_blocks_until_it_is_gone(
     assert len(recorded.created(namespace)["Job/syn-synthesis-1"]) == 2  # the foreign one, and ours
 
 
+def test_f12_foreign_objects_with_names_of_a_gang_and_of_a_pipelines_child_stay_as_they_are(
+    live: Live, kube: KubeClient, namespace: str, recorded: History
+) -> None:
+    operator, _ = live()
+    disabled = {"annotations": {ANNOTATION_RECONCILE: "disabled"}}
+    corpus = operators.corpus("ipt-corpus")
+    template = {"spec": {"containers": [{"name": "pytorch", "image": "example.com/c"}]}}
+    gang = {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": "trn-train-1", "namespace": namespace},
+        "spec": {
+            "runPolicy": {"suspend": True},
+            "pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": template}},
+        },
+    }
+    foreign = [
+        (PYTORCHJOBS, kube.create(PYTORCHJOBS, gang)),
+        (OURS["Corpus"], operators.create(kube, namespace, {**corpus, "metadata": {**corpus["metadata"], **disabled}})),
+    ]
+    objects = [operators.training("trn"), operators.pipeline("ipt")]
+    for obj in objects:
+        operators.create(kube, namespace, obj)
+    for obj, (type_, made) in zip(objects, foreign, strict=True):
+        name = made["metadata"]["name"]
+        blocked = operators.condition(operators.wait_condition(kube, namespace, obj, "Blocked"), "Blocked")
+        assert blocked["reason"] == "NameConflict"
+        assert f"{name} exists and belongs to something else" in blocked["message"]
+        now = kube.get(type_, namespace, name)
+        assert (now["metadata"]["uid"], now["spec"]) == (made["metadata"]["uid"], made["spec"])
+        assert "ownerReferences" not in now["metadata"]
+        kube.delete(type_, namespace, name)
+    for obj in objects:
+        operators.wait_condition(kube, namespace, obj, "Complete")
+    invariants.check(recorded, namespace, foreign=("PyTorchJob/trn-train-1",))
+    invariants.converged(operator, kube, namespace)
+    invariants.nothing_stays(kube, namespace)
+
+
 def test_f12_object_with_ten_thousand_workers_stays_small(live: Live, kube: KubeClient, namespace: str) -> None:
     """Counts, never lists: neither the object nor its child nor its RunSpec grows with the number of shards."""
     operator, player = live(waits, progress={"enabled": True, "intervalSeconds": 1})
-    figures = {
-        "done": 9999, "total": 10_000, "unit": "shards", "rates": {"tokens_per_second": 1e6},
-        "counts": {f"verdict-{n}": 10**9 for n in range(20)}, "gauges": {},
-    }  # fmt: skip
-    looker = operator.manager._looker
-    looker._fetch = lambda address: figures
+    figures = told(
+        9999, 10_000, "shards", per_second=3.0, rates={"tokens_per_second": 1e6},
+        counts={f"verdict-{n}": 10**9 for n in range(20)},
+    )  # fmt: skip
     # Pods without an address are not asked, and nobody gives them one here.
-    looker._figures = lambda pods: figures  # type: ignore[method-assign]
+    operator.manager._looker._figures = lambda pods, running: figures  # type: ignore[method-assign]
     obj = operators.synthesis("syn")
     operators.create(kube, namespace, obj)
     seen = operators.wait_for(lambda: _progress(kube, namespace, obj))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from instructpt_operator.actions import ConfirmAbsent, Create, Delete, Event, Outcome, Patch, Ref
+from instructpt.plan.naming import MANAGED_BY, OPERATOR
+from instructpt_operator.actions import ConfirmAbsent, ConfirmFresh, Create, Delete, Event, Outcome, Patch, Ref
 from instructpt_operator.executor import STATUS_TRIES, Executor, Result
 from instructpt_operator.runtime.client import KubeClient, ResourceType
 from instructpt_operator.runtime.recorder import EVENTS, EventRecorder
@@ -71,7 +72,7 @@ def cluster(apiserver: ApiServer, namespace: str) -> Cluster:
 
 
 def job(owner: Mapping[str, Any] | None, namespace: str, name: str = "pubmed-inspect-1") -> dict[str, Any]:
-    metadata: dict[str, Any] = {"name": name, "namespace": namespace}
+    metadata: dict[str, Any] = {"name": name, "namespace": namespace, "labels": {MANAGED_BY: OPERATOR}}
     if owner is not None:
         meta = owner["metadata"]
         metadata["ownerReferences"] = [
@@ -200,6 +201,63 @@ def test_f3_stale_cache_is_found_out_before_anything_is_done(cluster: Cluster) -
     assert [fed["metadata"]["name"] for fed in cluster.fed] == ["pubmed-inspect-1"]
     assert len(cluster.jobs()) == 1
     assert cluster.events() == []
+
+
+def test_f3_an_object_that_is_behind_is_judged_again_before_the_first_child(cluster: Cluster) -> None:
+    """A cache of the object itself may be attempts behind: what it would create is long gone, its name is free."""
+    old = cluster.corpus()
+    cluster.execute(old, Outcome(status=STATUS))
+    seen: list[Mapping[str, Any]] = []
+
+    def again(live: Mapping[str, Any]) -> Outcome:
+        seen.append(live)
+        return Outcome(requeue_after=3)
+
+    outcome = Outcome(actions=(ConfirmFresh(), creating(old, cluster)), status={"phase": "Running"})
+    assert cluster.executor.execute(old, outcome, recompute=again) == Result(requeue_after=3)
+    assert cluster.jobs() == []
+    assert [live["status"]["stages"][0]["attempt"] for live in seen] == [1]
+    # What others may write at any time is no reason.
+    now = cluster.get()
+    cluster.client.merge_patch(CORPORA, cluster.namespace, "pubmed", {"metadata": {"labels": {"team": "a"}}})
+    cluster.execute(now, Outcome(actions=(ConfirmFresh(), creating(now, cluster))))
+    assert len(cluster.jobs()) == 1
+
+
+def test_r10_the_last_attempts_name_in_other_hands_holds_nobody_up(cluster: Cluster) -> None:
+    owner = cluster.corpus()
+    foreign = cluster.client.create(JOBS, job(None, cluster.namespace))
+    second = Create(object=job(owner, cluster.namespace, "pubmed-inspect-2"), owner_uid=owner["metadata"]["uid"])
+    outcome = Outcome(actions=(ConfirmAbsent(ref=cluster.ref()), second), requeue_after=7)
+    assert cluster.execute(owner, outcome) == Result(requeue_after=7)
+    there = {j["metadata"]["name"]: j["metadata"]["uid"] for j in cluster.jobs()}
+    assert there["pubmed-inspect-1"] == foreign["metadata"]["uid"]
+    assert "pubmed-inspect-2" in there
+
+
+def test_r10_a_child_that_lost_its_label_gets_it_back(cluster: Cluster) -> None:
+    """Without it the cache does not show it, and its object would wait for ever."""
+    owner = cluster.corpus()
+    cluster.execute(owner, Outcome(actions=(creating(owner, cluster),)))
+    name = cluster.jobs()[0]["metadata"]["name"]
+    cluster.client.merge_patch(JOBS, cluster.namespace, name, {"metadata": {"labels": {MANAGED_BY: None}}})
+    assert cluster.execute(owner, Outcome(actions=(ConfirmAbsent(ref=cluster.ref()),))) == Result(retry=True)
+    assert cluster.jobs()[0]["metadata"]["labels"][MANAGED_BY] == OPERATOR
+    assert cluster.fed[-1]["metadata"]["name"] == name
+
+
+def test_a_child_that_the_server_refuses_is_told_apart_from_other_errors(cluster: Cluster) -> None:
+    owner = cluster.corpus()
+    wrong = copy.deepcopy(job(owner, cluster.namespace))
+    wrong["spec"]["template"]["spec"]["containers"] = []
+    result = cluster.execute(owner, Outcome(actions=(Create(object=wrong, owner_uid=owner["metadata"]["uid"]),)))
+    assert result.retry
+    assert result.refused is not None
+    assert "spec.template.spec.containers" in result.refused
+    patch = Patch(ref=cluster.ref(uid=""), body={"spec": {"parallelism": "many"}})
+    cluster.execute(owner, Outcome(actions=(creating(owner, cluster),)))
+    result = cluster.execute(owner, Outcome(actions=(patch,)))
+    assert (result.retry, result.refused) == (True, None)
 
 
 def test_r12_creating_twice_changes_no_generation_and_patches_are_narrow(cluster: Cluster) -> None:

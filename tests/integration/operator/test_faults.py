@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import invariants
 import operators
 import pytest
 from history import History
+from invariants import left
 from operators import Live
-from player import CONFIG_MAPS, PODS, PYTORCHJOBS, End, Player, all_well
+from player import PODS, End, Player, all_well
 
-from instructpt.plan.naming import LABEL_TASK, MANAGED_BY, OPERATOR, TASK_WORK
+from instructpt.plan.naming import LABEL_TASK, TASK_WORK
+from instructpt_operator import pods as judged
 from instructpt_operator.__main__ import Operator
+from instructpt_operator.runtime.backoff import ExponentialBackoff
 from instructpt_operator.runtime.client import ApiError, KubeClient, ResourceType
 from instructpt_operator.runtime.informer import Informer
 from instructpt_operator.runtime.lease import LEASES
@@ -79,13 +84,6 @@ def running(kube: KubeClient, namespace: str, obj: Mapping[str, Any] = SYN) -> d
     return operators.wait_condition(kube, namespace, obj, "Running")
 
 
-def left(kube: KubeClient, namespace: str) -> list[str]:
-    """What is still there of objects of ours and their children."""
-    managed = f"{MANAGED_BY}={OPERATOR}"
-    types = (*((t, None) for t in OURS.values()), *((t, managed) for t in (JOBS, PYTORCHJOBS, PODS, CONFIG_MAPS)))
-    return [o["metadata"]["name"] for t, selector in types for o in kube.list(t, namespace, label_selector=selector)]
-
-
 def touch(kube: KubeClient, namespace: str, obj: Mapping[str, Any]) -> None:
     """Have the object looked at now."""
     body = {"metadata": {"annotations": {"example.com/touched": f"{time.monotonic_ns()}"}}}
@@ -126,7 +124,8 @@ def test_f3_frozen_cache_deletes_nothing_that_came_after_it(
         kube.delete(JOBS, namespace, "syn-synthesis-1", propagation="Background")
         foreign = operators.wait_for(lambda: _foreign_job(kube, namespace, "syn-synthesis-1"))
         kube.merge_patch(OURS["SynthesisJob"], namespace, "syn", {"spec": {"suspend": True}})
-        operators.wait_condition(kube, namespace, SYN, "Suspended")
+        # To the operator the Job is still there, so nothing is suspended yet.
+        operators.wait_for(lambda: operators.get(kube, namespace, SYN)["status"]["phase"] == "Suspending")  # type: ignore[index]
         cached = jobs.store.get(namespace, "syn-synthesis-1")
         assert cached is not None
         assert cached["metadata"]["uid"] == ours["metadata"]["uid"]
@@ -138,6 +137,7 @@ def test_f3_frozen_cache_deletes_nothing_that_came_after_it(
         thaw(jobs, patch)
     kube.delete(JOBS, namespace, "syn-synthesis-1")
     operators.wait_for(lambda: jobs.store.get(namespace, "syn-synthesis-1") is None)
+    operators.wait_condition(kube, namespace, SYN, "Suspended")
     kube.merge_patch(OURS["SynthesisJob"], namespace, "syn", {"spec": {"suspend": False}})
     operators.wait_for(lambda: "syn-synthesis-2" in {j["metadata"]["name"] for j in kube.list(JOBS, namespace)})
 
@@ -186,6 +186,34 @@ def test_f4_outage_of_the_api_server_ends_nothing(
     done = operators.wait_condition(kube, namespace, SYN, "Complete", seconds=90)
     assert (done["status"]["attempt"], done["status"]["restarts"]) == (1, 0)
     assert kube.get(JOBS, namespace, "syn-synthesis-1")["metadata"]["uid"] == before["syn-synthesis-1"]
+
+
+def test_f4_the_end_of_an_outage_is_noticed_within_seconds(
+    live: Live, pytorchjobs: ApiServer, kube: KubeClient, namespace: str
+) -> None:
+    """However long the caches wait by then: the lease is asked for all the time."""
+    patient = {"enabled": True, "durationSeconds": 90, "renewDeadlineSeconds": 60.0, "retrySeconds": 0.5}
+    operator, player = live(waits, lease=patient)
+    running(kube, namespace)
+    informers = list(operator.manager.caches)
+    errors = [i.stats.errors for i in informers]
+    for informer in informers:
+        for _ in range(8):  # as after minutes: the next wait is of 20 s at least
+            informer._backoff.fail(None)
+    queue = operator.manager.queues["SynthesisJob"]
+    queue._backoff = ExponentialBackoff(300.0, 300.0)
+    queue.retry((namespace, "failed"))  # as after many failures of one object
+    pytorchjobs.stop()
+    try:
+        operators.wait_for(lambda: all(i.stats.errors > n for i, n in zip(informers, errors, strict=True)))
+        operators.wait_for(lambda: operator.elector is not None and operator.elector._away)
+        away = time.monotonic()
+    finally:
+        pytorchjobs.start("kube-apiserver")
+    player.release("synthesis")
+    operators.wait_for(lambda: all(i.last_heard() < time.monotonic() - away for i in informers), seconds=15)
+    operators.wait_for(lambda: queue.failures((namespace, "failed")) == 0)
+    operators.wait_condition(kube, namespace, SYN, "Complete")
 
 
 def _refused(operator: Operator, before: Mapping[tuple[str, int], int]) -> int:
@@ -263,6 +291,27 @@ def test_f11_deleted_object_leaves_nothing_and_nothing_comes_back(
     assert operator.manager._looker._looks == {}, "what was seen of pods is kept for ever"
     for kind in OURS:
         assert all("finalizers" not in o["metadata"] for _, o in recorded.of(namespace, kind))
+
+
+def test_f11_namespace_that_is_deleted_while_it_runs_ends(
+    live: Live, kube: KubeClient, namespace: str, recorded: History, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Workers that fail when they are told to stop: a Job keeps such a pod until it is replaced, which it never is."""
+    monkeypatch.setattr(judged, "STRANDED_SECONDS", 1.0)
+    operator, player = live(waits)
+    player.nodes, player.stopped = ("node-1",), 1
+    hasty = {"podTemplate": {"terminationGracePeriodSeconds": 1}}
+    objects = [operators.synthesis("syn", **hasty), operators.training("trn"), operators.pipeline("ipt", **hasty)]
+    for obj in objects:
+        running(kube, namespace, obj)
+    operators.wait_for(lambda: len(kube.list(PODS, namespace, field_selector="status.phase=Running")) >= 4)
+    kube.delete(NAMESPACES, None, namespace)
+    operators.wait_for(lambda: _is_gone(kube, namespace), otherwise=lambda: left(kube, namespace))
+    invariants.check(recorded, namespace)
+    assert operator.health.liveness() == []
+    assert not any("Traceback" in (r.exc_text or "") or r.levelno >= logging.ERROR for r in caplog.records)
+    operators.wait_for(lambda: operator.manager.caches.all_keys() == [])
 
 
 @pytest.mark.parametrize("whole_namespace", [False, True], ids=["object", "namespace"])

@@ -163,7 +163,7 @@ FAILURES: dict[str, tuple[dict[str, Any], End, str, str]] = {
         operators.synthesis("syn-oom", backoffLimit=0),
         End(137, reason="OOMKilled"),
         "BackoffLimitExceeded",
-        "ran out of memory; raise resources.memory",
+        "ran out of memory; raise podTemplate.resources.limits.memory",
     ),
     "syn-1": (
         operators.synthesis("syn-1", backoffLimit=1, parallelism=1),

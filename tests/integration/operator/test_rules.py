@@ -51,6 +51,8 @@ def test_r12_visits_without_a_change_write_nothing(live: Live, kube: KubeClient,
     operators.wait_for(
         lambda: {"ipt-synthesis-synthesis-1"} <= {j["metadata"]["name"] for j in kube.list(JOBS, namespace)}
     )
+    # The number of workers is progress, and so may be late.
+    operators.wait_for(lambda: (operators.get(kube, namespace, objects[0]) or {})["status"]["workers"] == 2)
     before = operators.wait_for(lambda: _steady(kube, namespace))
     writes = operator.manager.executor.writes
     for _ in range(2):

@@ -157,6 +157,26 @@ def test_a_stream_that_never_gets_on_gives_up(server, monkeypatch):
         assert caught.value.retryable
 
 
+@pytest.mark.parametrize("size", [3_000_000, 20_000_000])
+def test_an_upload_cut_in_half_is_sent_again_or_leaves_nothing(server, monkeypatch, tmp_path, size):
+    """In one request, and in parts: what a reader sees is whole, or not there."""
+    use(monkeypatch, server.access_key, server.secret_key)
+    path = tmp_path / "data"
+    path.write_bytes(b"".join(b"%07d\n" % i for i in range(size // 8)))
+    with s3servers.CuttingProxy(server.endpoint, limit=size // 3, cuts=1, uploads=True) as proxy:
+        store = S3Store(parse_uri(f"s3://{server.bucket}/half"), Target(endpoint=proxy.endpoint))
+        store.put_file(f"k{size}", path)
+        assert proxy.left == 0
+        assert store.get(f"k{size}") == path.read_bytes()
+    with s3servers.CuttingProxy(server.endpoint, limit=size // 3, cuts=1000, uploads=True) as proxy:
+        store = S3Store(parse_uri(f"s3://{server.bucket}/half"), Target(endpoint=proxy.endpoint))
+        with pytest.raises(StorageError) as caught:
+            store.put_file(f"gone{size}", path)
+        assert caught.value.retryable
+    direct = S3Store(parse_uri(f"s3://{server.bucket}/half"), Target(endpoint=server.endpoint))
+    assert [info.key for info in direct.list() if info.key.startswith("gone")] == []
+
+
 def test_an_object_replaced_while_it_is_read_is_noticed(server, monkeypatch):
     use(monkeypatch, server.access_key, server.secret_key)
     direct = S3Store(parse_uri(f"s3://{server.bucket}/replaced"), Target(endpoint=server.endpoint))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import datetime
+import email.utils
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import synthesis_support as support
+from completion_server import Answer, Server, completion, in_thread
+from pydantic import ValidationError
 
 from instructpt.api.v1alpha1.synthesisjob import Engine, Sampling
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, SynthesisError
@@ -20,84 +23,15 @@ from instructpt.synthesis import openai_engine
 from instructpt.synthesis.engine import Completion, GenerationRequest, RequestFailedError, open_engine
 from instructpt.synthesis.openai_engine import OpenAIEngine
 
-Answer = tuple[int, dict[str, Any] | str, dict[str, str]]
 SAMPLING = Sampling(context_window=256, max_tokens=60)
-
-
-def completion(text: str = support.GOOD, reason: str = "stop") -> Answer:
-    return 200, {"choices": [{"text": text, "finish_reason": reason}]}, {}
-
-
-class Server:
-    """HTTP/1.1 on a loopback port; ``script`` answers each completion by its number."""
-
-    def __init__(self, script: Callable[[int, dict[str, Any]], Answer | None]) -> None:
-        self.script = script
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.holds_first = False
-        self._second = asyncio.Event()
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
-        self.port = 0
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def stop(self) -> None:
-        """Die: drop every connection."""
-        assert self._server is not None
-        self._server.close()
-        for writer in list(self._open):
-            writer.transport.abort()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                first, *lines = head.decode().split("\r\n")
-                headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines) if k}
-                body = await reader.readexactly(int(headers.get("content-length", "0")))
-                answer = await self._answer(first, headers, body)
-                if answer is None:
-                    writer.transport.abort()
-                    return
-                status, content, extra = answer
-                data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-                more = "".join(f"{k}: {v}\r\n" for k, v in extra.items())
-                writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(data)}\r\n{more}\r\n".encode() + data)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
-            pass
-        finally:
-            self._open.discard(writer)
-            writer.close()
-
-    async def _answer(self, first: str, headers: dict[str, str], body: bytes) -> Answer | None:
-        self.headers.append(headers)
-        if first.startswith("GET"):
-            return 200, {"data": [{"id": "served"}]}, {}
-        content = json.loads(body)
-        self.asked.append(content)
-        number = len(self.asked)
-        if number == 2:
-            self._second.set()
-        if self.holds_first and number == 1:
-            await self._second.wait()
-        return self.script(number, content)
 
 
 @asynccontextmanager
 async def serving(
-    script: Callable[[int, dict[str, Any]], Answer | None], folder: Path, **args: Any
+    script: Callable[[int, dict[str, Any]], Answer | None], folder: Path, *, owner: str = "", **args: Any
 ) -> AsyncIterator[tuple[Server, OpenAIEngine]]:
     server = Server(script)
+    server.owner = owner
     await server.start()
     fast = {"backoff_seconds": 0.001, "max_attempts": 4, "timeout_seconds": 20}
     spec = Engine(name="openai", endpoint=server.endpoint, args={**fast, **args})
@@ -156,6 +90,25 @@ def test_prompts_go_as_token_ids_and_text_comes_back(folder: Path) -> None:
     assert found.finish_reason == "length"
 
 
+def test_a_vllm_says_which_tokens_it_gave(folder: Path) -> None:
+    def script(number: int, body: dict[str, Any]) -> Answer:
+        answer = completion("what its own tokenizer makes of it", token_ids=[ord("h"), ord("i"), 1])
+        answer[1]["usage"] = {"prompt_tokens_details": {"cached_tokens": 7}}  # type: ignore[index]
+        return answer
+
+    found, server = play(script, folder, once, owner="vllm")
+    assert (found.token_ids, found.finish_reason, found.cached_tokens) == ((ord("h"), ord("i"), 1), "stop", 7)
+    (body,) = server.asked
+    wanted = {"stop_token_ids": [1], "ignore_eos": True, "skip_special_tokens": False, "return_token_ids": True}
+    assert {name: body[name] for name in wanted} == wanted
+    assert "stop" not in body
+
+
+def test_a_server_that_takes_no_ids_gets_text(folder: Path) -> None:
+    _, server = play(lambda n, body: completion(), folder, once, prompt="text")
+    assert server.asked[0]["prompt"] == "<s> <CON> 0 </CON>\n\n"
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_transient_failures_are_retried_and_counted(folder: Path, status: int) -> None:
     found, _ = play(lambda n, body: completion() if n == 3 else (status, "later", {}), folder, once)
@@ -180,7 +133,10 @@ def test_the_server_is_waited_for_as_long_as_it_asks(folder: Path, monkeypatch: 
     assert found.attempts == 2
     assert [seconds for seconds in slept if seconds][0] >= 7
     assert openai_engine._retry_after({"retry-after": "86400"}) == openai_engine.MAX_WAIT_SECONDS
-    assert openai_engine._retry_after({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) == 0
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30)
+    assert 25 < openai_engine._retry_after({"retry-after": email.utils.format_datetime(soon, usegmt=True)}) <= 30
+    assert openai_engine._retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert openai_engine._retry_after({"retry-after": "soon"}) == 0
 
 
 def test_a_request_that_always_fails_fails_alone(folder: Path) -> None:
@@ -240,6 +196,21 @@ def test_a_server_that_stays_away_is_the_environments_fault(folder: Path) -> Non
     play(lambda n, body: completion(), folder, scene)
 
 
+def test_a_request_that_alone_gets_no_answer_fails_alone(folder: Path) -> None:
+    """Its connection is dropped each time, while others are answered: the server is there."""
+
+    async def scene(server: Server, engine: OpenAIEngine) -> None:
+        poison.extend(request(engine, 2).prompt_ids)
+        failing = asyncio.ensure_future(engine.generate(request(engine, 2)))
+        while not failing.done():
+            await engine.generate(request(engine, 1))
+        with pytest.raises(RequestFailedError, match="after 4 attempts"):
+            await failing
+
+    poison: list[int] = []
+    play(lambda n, body: None if body["prompt"] == poison else completion(), folder, scene, backoff_seconds=0.05)
+
+
 def test_an_overloaded_server_is_the_environments_fault(folder: Path) -> None:
     async def scene(server: Server, engine: OpenAIEngine) -> None:
         with pytest.raises(EnvironmentNotReadyError, match="status 503"):
@@ -289,6 +260,7 @@ def test_the_key_is_sent_and_never_shown(
         ({"max_attempts": "4"}, "engine.args.max_attempts"),
         ({"max_attempts": 0}, "engine.args.max_attempts"),
         ({"timeout_seconds": True}, "engine.args.timeout_seconds"),
+        ({"prompt": "words"}, "engine.args.prompt"),
     ],
 )
 def test_arguments_are_checked(folder: Path, args: dict[str, Any], field: str) -> None:
@@ -298,14 +270,15 @@ def test_arguments_are_checked(folder: Path, args: dict[str, Any], field: str) -
 
 
 def test_an_endpoint_without_a_scheme_is_refused(folder: Path) -> None:
+    with pytest.raises(ValidationError, match="must be a URL that begins with http:// or https://"):
+        Engine(name="openai", endpoint="server:8000")
+    unchecked = Engine(name="openai", endpoint="http://server:8000").model_copy(update={"endpoint": "server:8000"})
     with pytest.raises(ConfigError, match=r"engine\.endpoint='server:8000'"):
-        open_engine("openai", folder, Engine(name="openai", endpoint="server:8000"), SAMPLING)
+        open_engine("openai", folder, unchecked, SAMPLING)
 
 
 def test_a_whole_stage_over_a_server_that_stumbles(tmp_path: Path, synthesizer: Path) -> None:
     """Every fifth request fails once; the same verdicts as with the model in this process."""
-    import threading
-
     from instructpt.synthesis import worker
 
     texts = support.sentences(12)
@@ -317,21 +290,13 @@ def test_a_whole_stage_over_a_server_that_stumbles(tmp_path: Path, synthesizer: 
         statuses[status] += 1
         return completion() if status == 200 else (status, "", {})
 
-    server, loop = Server(script), asyncio.new_event_loop()
+    server = Server(script)
     server.holds_first = True  # the first is answered only when a second is under way: one at a time would hang
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result(30)
+    with in_thread(server):
         engine = {"name": "openai", "endpoint": server.endpoint, "concurrency": 4, "args": {"backoff_seconds": 0.001}}
         settings = {"sampling": {"contextWindow": 512, "maxTokens": 60}, "engine": engine, "shots": 2}
         spec = support.make_spec(corpus, tmp_path / "out", model=synthesizer, settings=settings)
         result = support.run_stage(spec, tmp_path / "s")
-    finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(30)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
     assert result.counts["augmented"] == 12
     assert result.counts["retries"] == statuses[500] + statuses[429] > 0
     assert worker.finalize(spec.finalizer(), support.context(tmp_path / "s")) == result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import synthesis_support as support
 
+from instructpt.api.runspec import ResolvedInput, RunSpec
 from instructpt.api.v1alpha1.synthesisjob import Engine, Sampling
+from instructpt.corpus.shards import iter_augmented
 from instructpt.errors import ConfigError
 from instructpt.synthesis.engine import open_engine
 
@@ -75,6 +78,83 @@ def test_vllm_completes_refuses_and_dies_as_the_protocol_says(tmp_path: Path, sy
     assert found["errors"] == ["SynthesisError", "SynthesisError"]
     assert found["concurrency"] == 8
     assert "dead: " in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+STAGE = """
+import json, multiprocessing, os, signal, sys
+from pathlib import Path
+import synthesis_support as support
+from instructpt.api.runspec import RunSpec
+from instructpt.synthesis import worker
+from instructpt.synthesis.report import Report
+
+class Watched(Report):
+    seen, kill_at = 0, 0
+
+    def document(self, outcome):
+        super().document(outcome)
+        Watched.seen += 1
+        if Watched.seen == Watched.kill_at:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+
+def main():
+    worker.Report = Watched
+    for path, kill_at in ((sys.argv[1], 0), (sys.argv[2], 20)):
+        spec = RunSpec.model_validate_json(Path(path).read_text())
+        Watched.seen, Watched.kill_at = 0, kill_at
+        ctx = support.context(Path(path).parent / "s")
+        worker.run(spec, ctx)
+        result = worker.finalize(spec.finalizer(), ctx)
+        hits = ctx.progress.snapshot()["gauges"]["prefix_cache_hits"]
+        print(json.dumps({"hits": hits, "seen": Watched.seen, "counts": result.counts}), flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+BLOCK = 32
+
+
+def attainable(spec: RunSpec) -> float:
+    """The share of prompt tokens that a cache of whole blocks can have: all that the shot before computed."""
+    cached = total = 0
+    for row in iter_augmented(ResolvedInput(uri=spec.output.uri)):
+        before = 0
+        for shot in row.shots:
+            total += shot.prompt_tokens
+            cached += min(before, shot.prompt_tokens - 1) // BLOCK * BLOCK
+            before = shot.prompt_tokens + shot.completion_tokens - 1  # the last token was never fed
+    return cached / total
+
+
+@pytest.mark.timeout(600)
+def test_a_stage_on_vllm_hits_the_prefix_cache_and_outlives_its_core(tmp_path: Path, synthesizer: Path) -> None:
+    """Killed while documents of several micro-shards are under way: started again, and no document pays for it."""
+    corpus = support.make_corpus(tmp_path, support.sentences(48, length=(15, 25)), per_shard=6)
+    engine = {"name": "vllm", "args": {"max_num_seqs": 4, "block_size": BLOCK}}
+    settings = {"sampling": {"contextWindow": 512, "maxTokens": 60}, "engine": engine, "shots": 3}
+    specs = [support.make_spec(corpus, tmp_path / n, model=synthesizer, settings=settings) for n in ("whole", "killed")]
+    paths = [tmp_path / f"{number}.json" for number in range(2)]
+    for path, spec in zip(paths, specs, strict=True):
+        path.write_text(spec.to_json())
+    script = tmp_path / "stage.py"
+    script.write_text(STAGE)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(support.__file__).parent), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, paths)],
+        capture_output=True, text=True, timeout=550, check=False, env=environment,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"hits"')]
+    assert len(lines) == 2, done.stdout[-4000:] + done.stderr[-4000:]
+    whole, killed = lines
+    assert whole["counts"]["documents"] == killed["counts"]["documents"] == 48
+    assert whole["counts"]["augmented"] > 40
+    assert whole["hits"] >= 0.99 * attainable(specs[0]) > 0.2
+    # Nothing is committed twice, and the fault of the core costs no document an attempt.
+    assert "the engine is started again: vLLM's core is dead" in done.stdout + done.stderr
+    assert killed["counts"]["requests"] == killed["seen"] == 48
+    assert "retries" not in killed["counts"]
+    assert "dead_letters_engine_error" not in killed["counts"]
 
 
 def test_arguments_are_checked_against_the_installed_version(synthesizer: Path) -> None:

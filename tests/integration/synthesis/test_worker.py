@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import synthesis_support as support
+from prometheus_client import generate_latest
 
 from instructpt.api.runspec import ResolvedInput, RunSpec
 from instructpt.api.v1alpha1.corpus import Split
@@ -19,9 +20,12 @@ from instructpt.corpus.manifest import load_manifest, load_objects
 from instructpt.corpus.shards import iter_augmented, iter_corpus
 from instructpt.errors import ConfigError, CorpusError, EnvironmentNotReadyError, NotFoundError, SynthesisError
 from instructpt.storage import FilesystemStore, open_store
-from instructpt.synthesis import engine, worker
+from instructpt.synthesis import Pair, engine, worker
 from instructpt.synthesis.finalize import requeue
+from instructpt.synthesis.fruitless import FruitlessGuard
+from instructpt.synthesis.writers import Outcome
 from instructpt.telemetry.context import WorkerContext
+from instructpt.telemetry.metrics import registry_for
 
 SMALL = {"sampling": {"contextWindow": 512, "maxTokens": 60}, "engine": {"name": "transformers"}}
 
@@ -185,6 +189,69 @@ def test_a_model_that_writes_no_pair_is_an_error_with_examples(
     assert str(caught.value).count("Dear reader") == 3
 
 
+def test_a_worker_leaves_when_its_first_completions_hold_nothing(
+    corpus: ResolvedInput, tmp_path: Path, scripted: Scripted, synthesizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "FruitlessGuard", lambda profile: FruitlessGuard(profile, enough=10))
+    scripted.script = lambda prompt: "Dear reader, " + "blah " * 100
+    spec = support.make_spec(corpus, tmp_path / "out", model=synthesizer, settings=SMALL)
+    with pytest.raises(ConfigError, match=r"no pair in its first 10 completions \(parse rate 0 %\)") as caught:
+        worker.run(spec, support.context(tmp_path / "s"))
+    assert str(caught.value).count("Dear reader") == 3
+    keys = [info.key for info in open_store(spec.output.uri).list()]
+    leased = {key.split("/leases/")[1].split("/")[0] for key in keys if "/leases/" in key}
+    assert leased <= {key.split("/commits/")[1] for key in keys if "/commits/" in key}
+
+
+def test_one_pair_is_enough_for_a_worker_to_go_on() -> None:
+    guard = FruitlessGuard("p", enough=3)
+    for pairs in ((), (), (Pair("q", "a"),), (), (), (), ()):
+        guard.document(Outcome(pairs=pairs, completion_tokens=5, completion="c"))
+    guard = FruitlessGuard("p", enough=3)
+    for _ in range(9):
+        guard.document(Outcome(verdict="raw", reason="too-long"))
+
+
+def test_counts_are_the_same_in_rows_manifest_result_and_metrics(
+    corpus: ResolvedInput, tmp_path: Path, scripted: Scripted, synthesizer: Path
+) -> None:
+    def script(prompt: str) -> str | Exception:
+        last = prompt.rpartition("<CON>")[2]
+        if "The 3th" in last:
+            return SynthesisError("broken")
+        return {"The 5th": "", "The 6th": "<QUE> q <ANS> " + "x" * 50 + " </END>"}.get(last.strip()[:7], support.GOOD)
+
+    scripted.script = script
+    filters = {"maxAnswerCharacters": 40}
+    spec = support.make_spec(
+        corpus, tmp_path / "out", model=synthesizer, settings={**SMALL, "shots": 2, "filters": filters, "convert": 0.9}
+    )
+    ctx = support.context(tmp_path / "s")
+    worker.run(spec, ctx)
+    result = worker.finalize(spec.finalizer(), ctx)
+    counts = load_manifest(open_store(result.uri)).counts
+    assert counts == {name: number for name, number in result.counts.items() if name != "shards"}
+    rows = list(iter_augmented(ResolvedInput(uri=result.uri)))
+    shots = [shot for row in rows for shot in row.shots]
+    assert counts["documents"] == len(shots) == 14
+    names = {"augmented": "augmented", "raw": "raw", "dead_letters": "dead-letter"}
+    for name, verdict in names.items():
+        assert counts[name] == sum(shot.verdict == verdict for shot in shots) > 0
+        reasons = {n: number for n, number in counts.items() if n.startswith(f"{name}_")}
+        assert sum(reasons.values()) == (counts[name] if verdict != "augmented" else 0)
+    assert counts["pairs"] == sum(len(shot.pairs) for shot in shots)
+    assert counts["parsed_pairs"] == counts["pairs"] + counts["filtered_answer_too_long"]
+    assert counts["requests"] == sum(shot.attempts for shot in shots)
+    for name in ("prompt_tokens", "completion_tokens"):
+        assert counts[name] == sum(getattr(shot, name) for shot in shots)
+    shown = ctx.progress.snapshot()["counts"]
+    assert {name: counts.get(name, 0) for name in shown} == shown
+    assert ctx.progress.snapshot()["gauges"] == {"chains_in_flight": 0, "engine_restarts": 0, "prefix_cache_hits": 0.0}
+    scraped = generate_latest(registry_for(ctx.progress, "synthesize")).decode()
+    for name in ("documents", "augmented", "raw", "dead_letters", "pairs", "completion_tokens"):
+        assert f"instructpt_synthesis_{name}_total {float(counts[name])}\n" in scraped
+
+
 def test_a_dead_engine_ends_the_worker_and_frees_its_lease(
     corpus: ResolvedInput, tmp_path: Path, scripted: Scripted, synthesizer: Path
 ) -> None:
@@ -292,6 +359,32 @@ def test_a_context_beyond_the_models_is_refused(corpus: ResolvedInput, tmp_path:
         corpus, tmp_path / "out", **{**_model(str(synthesizer)), "settings": {"engine": {"name": "transformers"}}}
     )
     refused(spec, tmp_path, ConfigError, r"contextWindow=4096: the model has 512 positions; use 512 or less")
+
+
+def test_a_context_without_room_for_a_document_is_refused(
+    corpus: ResolvedInput, tmp_path: Path, synthesizer: Path
+) -> None:
+    settings = {"sampling": {"contextWindow": 512, "maxTokens": 505}, "engine": {"name": "transformers"}}
+    spec = support.make_spec(corpus, tmp_path / "out", model=synthesizer, settings=settings)
+    match = r"sampling\.contextWindow=512: cannot hold a document and its answer.*takes \d+ tokens"
+    refused(spec, tmp_path, ConfigError, match)
+
+
+def test_documents_that_are_all_too_long_are_an_error_not_a_corpus(
+    corpus: ResolvedInput, tmp_path: Path, scripted: Scripted, synthesizer: Path
+) -> None:
+    settings = {"sampling": {"contextWindow": 512, "maxTokens": 470}, "engine": {"name": "transformers"}}
+    spec = support.make_spec(corpus, tmp_path / "out", model=synthesizer, settings=settings)
+    with pytest.raises(SynthesisError, match="all of 14 documents are too long: .* leave 42 for a prompt"):
+        support.run_stage(spec, tmp_path / "s")
+    assert not open_store(spec.output.uri).exists("manifest.json")
+
+
+def test_an_engine_that_nobody_offers_is_refused(corpus: ResolvedInput, tmp_path: Path, synthesizer: Path) -> None:
+    spec = support.make_spec(
+        corpus, tmp_path / "out", model=synthesizer, settings={**SMALL, "engine": {"name": "sglang"}}
+    )
+    refused(spec, tmp_path, ConfigError, "unknown engine; known: openai, transformers, vllm")
 
 
 def test_a_folder_without_a_tokenizer_is_refused(corpus: ResolvedInput, tmp_path: Path) -> None:

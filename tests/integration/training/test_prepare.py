@@ -184,7 +184,7 @@ def test_synthesizer_tuning_has_its_loss_on_pairs_alone(tiny, tmp_path, augmente
     result = packed(tmp_path / "out", tmp_path / "s", tiny, augmented, objective="SynthesizerTuning", length=512)
     [(tokens, targets)] = list(segments(tmp_path / "out"))
     backend = TextEncoder(Path(tiny.tokenizer.uri))._backend
-    # The wire format of method.md 2, byte by byte; BOS and EOS are the profile's.
+    # The wire format of docs/concepts/method.md, byte by byte; BOS and EOS are the profile's.
     assert backend.decode(tokens, skip_special_tokens=False) == (
         "<s> <CON> first text </CON>\n\n<QUE> q one <ANS> a one </END>\n\n<QUE> q two <ANS> a two </END></s>"
         "<s> <CON> second text </CON>\n\n<QUE> q <ANS> a </END></s>"

@@ -316,3 +316,32 @@ def test_a_worker_that_is_asked_to_leave_ends_with_75_and_keeps_what_it_did(star
     closer = start(spec.finalizer())
     assert closer.wait() == 0
     assert closer.message["missing"] > 0
+
+
+def slow_library(folder: Path, name: str) -> dict[str, str]:
+    """A library in the place of another that takes for ever to load, and says when it has begun."""
+    (folder / "slow").mkdir()
+    marker = folder / "loading"
+    (folder / "slow" / f"{name}.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(marker)!r}).touch()\ntime.sleep(3600)\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(folder / "slow"), str(Path(instructpt.__file__).parent.parent)])}
+
+
+@pytest.mark.parametrize(
+    ("library", "engine"), [("typer", "mined"), ("orjson", "mined"), ("vllm", "vllm"), ("torch", "transformers")]
+)
+def test_a_worker_that_is_asked_to_leave_while_it_loads_libraries_leaves_at_once(start, tmp_path, library, engine):
+    """Those of the command line, of the stage, and of an engine; no lease is held then."""
+    corpus = make_corpus(tmp_path / "c", ["Text of a thing."])
+    model = None if engine == "mined" else tmp_path / "not-fetched-yet"
+    spec = make_spec(corpus, tmp_path / "out", model=model, settings={"engine": {"name": engine}})
+    worker = start(spec, **slow_library(tmp_path, library))
+    deadline = time.monotonic() + SECONDS
+    while not (tmp_path / "loading").exists():
+        assert worker.process.poll() is None, worker.log[-3000:]
+        assert time.monotonic() < deadline, worker.log[-3000:]
+        time.sleep(0.01)
+    worker.process.terminate()
+    assert worker.wait(20.0) == 75, worker.log[-3000:]
+    assert not [path for path in (tmp_path / "out").rglob("leases/*/*")]

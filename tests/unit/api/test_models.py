@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from api_cases import COUNTS
 
 from instructpt.api.base import parse_count
 from instructpt.api.v1alpha1 import KINDS
@@ -133,16 +134,25 @@ def test_a_wrong_spec_is_refused_naming_field_value_and_fix(changes: dict[str, A
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("8B", 8 * 10**9), ("1.5M", 1_500_000), ("200k", 200_000), ("7", 7), ("2T", 2 * 10**12)],
+    [("8B", 8 * 10**9), ("1.5M", 1_500_000), ("200k", 200_000), ("7", 7), ("2T", 2 * 10**12), ("0.07M", 70_000)],
 )
 def test_counts_take_suffixes(text: str, count: int) -> None:
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.23456k", "8 B", "B"])
-def test_counts_refuse_what_is_no_whole_number(text: str) -> None:
+@pytest.mark.parametrize(("value", "fits"), COUNTS)
+def test_counts_are_whole_numbers_above_zero(value: Any, fits: bool) -> None:
+    obj = headline(spec__training__tokens=value)
+    if fits:
+        assert parse_resource(obj).spec.training.tokens == parse_count(value)  # type: ignore[union-attr]
+    else:
+        with pytest.raises(ConfigError, match=f"spec.training.tokens={value!r}: .*(whole number|greater than)"):
+            parse_resource(obj)
+
+
+def test_a_boolean_is_no_count() -> None:
     with pytest.raises(ValueError, match="whole number"):
-        parse_count(text)
+        parse_count(True)
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from api_cases import CASES, MINIMAL, SECRET_URIS, Case, minimal, rule_of, rules
+from api_cases import CASES, MINIMAL, SECRETS, URIS, Case, located, locations, minimal, rule_of, rules
 
-from instructpt.api.base import URI_RULE
 from instructpt.api.crd import crd
 from instructpt.api.reasons import MEANING, Reason
+from instructpt.api.runspec import ResolvedInput
 from instructpt.api.transitions import POLICY
+from instructpt.api.uris import CREDENTIALS_RULE, URI_RULES
 from instructpt.api.v1alpha1 import KINDS
 from instructpt.errors import ConfigError
 from instructpt.local.spec_file import parse_resource
+from instructpt.plan import plan_resource
 
+# What refs of the cases name, as a cluster would find it.
+ELSEWHERE = {
+    ref: ResolvedInput(uri=f"s3://lab/{ref[1]}", digest=f"sha256:{'0' * 64}")
+    for ref in (("Corpus", "c"), ("SynthesisJob", "s"), ("TrainingJob", "t"))
+}
 IDS = [f"{c.model}-{c.message}" for c in CASES]
 
 
@@ -33,27 +40,84 @@ def test_every_rule_has_a_case() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_a_rule_accepts_and_refuses_in_python(case: Case) -> None:
-    parse_resource(minimal(case.kind, **case.accepts))
-    with pytest.raises(ConfigError) as error:
-        parse_resource(minimal(case.kind, **case.refuses))
-    assert rule_of(case).message in str(error.value)
-
-
-@pytest.mark.parametrize(("kind", "changes"), SECRET_URIS)
-def test_no_uri_takes_credentials(kind: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as error:
-        parse_resource(minimal(kind, **changes))
-    assert URI_RULE.message in str(error.value)
-    assert "secret@" not in str(error.value)
+    accepted = parse_resource(minimal(case.kind, **case.accepts))
+    rule = rule_of(case)
+    refused = minimal(case.kind, **case.refuses)
+    if rule.holds is not None:
+        with pytest.raises(ConfigError) as error:
+            parse_resource(refused)
+        assert rule.message in str(error.value)
+        return
+    plan_resource(accepted, {}, code_version="0", refs=ELSEWHERE)
+    resource = parse_resource(refused)
+    with pytest.raises(ConfigError) as error:  # the plan says it, with field and value
+        plan_resource(resource, {}, code_version="0", refs=ELSEWHERE)
+    assert error.value.field
+    assert error.value.fix
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_uri_is_checked_by_the_server(kind: str) -> None:
+def test_no_location_takes_credentials(kind: str) -> None:
+    found = list(locations(kind))
+    assert ("storage.uri", "place") in found
+    for path, _ in found:
+        for secret in SECRETS:
+            with pytest.raises(ConfigError) as error:
+                parse_resource(located(kind, path, secret))
+            assert f"{path.replace('[]', '[0]')}: {CREDENTIALS_RULE.message}" in str(error.value)
+            assert "secret" not in str(error.value).replace("secretRef", "")
+
+
+def refusal(obj: dict[str, Any]) -> str:
+    """What is said of an object; nothing of a valid one."""
+    try:
+        parse_resource(obj)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_location_takes_what_its_worker_reads_and_nothing_else(kind: str) -> None:
+    for path, sort in locations(kind):
+        takes, refuses = URIS[sort]
+        said = f"{path.replace('[]', '[0]')}="
+        for uri in refuses:
+            with pytest.raises(ConfigError) as error:
+                parse_resource(located(kind, path, uri))
+            assert f"{said}{uri!r}: {URI_RULES[sort][1].message}" in str(error.value)
+        for uri in takes:
+            # Another rule may refuse the object, such as two models at once.
+            assert said not in refusal(located(kind, path, uri)), uri
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_location_is_checked_by_the_server(kind: str) -> None:
     root = crd(KINDS[kind])["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    for path, node in _nodes(root["properties"]["spec"], "spec"):
-        said = [rule["message"] for rule in node.get("x-kubernetes-validations", ())]
-        for name in {"uri", "endpoint", "from", "model"} & set(node.get("properties", {})):
-            assert f"{name} {URI_RULE.message}" in said, path
+    nodes = dict(_nodes(root["properties"]["spec"], "spec"))
+    found = list(locations(kind))
+    assert len(found) > 2
+    for path, sort in found:
+        parent, _, name = f"spec.{path}".rpartition(".")
+        said = [rule["message"] for rule in nodes[parent]["x-kubernetes-validations"]]
+        for rule in URI_RULES[sort]:
+            assert f"{name} {rule.message}" in said, path
+
+
+def test_every_field_with_the_name_of_a_location_is_one() -> None:
+    for kind in KINDS:
+        root = crd(KINDS[kind])["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        marked = {path for path, _ in locations(kind)}
+        for path, _ in _nodes(root["properties"]["spec"], ""):
+            if path.rpartition(".")[2] in ("uri", "endpoint", "from", "model"):
+                assert path.lstrip(".") in marked
+
+
+def test_only_retain_is_offered_and_the_refusal_says_what_to_do() -> None:
+    with pytest.raises(
+        ConfigError, match="cleanupPolicy='Delete': is not available yet; use Retain and remove the out"
+    ):
+        parse_resource(minimal("Corpus", cleanupPolicy="Delete"))
 
 
 def test_a_rule_without_cel_is_about_values_of_any_type() -> None:
@@ -121,6 +185,7 @@ def test_a_pod_template_keeps_the_names_of_kubernetes(kind: str) -> None:
             {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
         ],
         "envFrom": [{"configMapRef": {"name": "proxy"}}],
+        "resources": {"requests": {"cpu": "500m", "ephemeral-storage": "10Gi"}, "limits": {"memory": "8Gi"}},
         "volumes": [
             {"name": "cache", "persistentVolumeClaim": {"claimName": "models"}},
             {"name": "scratch", "emptyDir": {"sizeLimit": "8Gi"}},
@@ -136,6 +201,13 @@ def test_a_pod_template_keeps_the_names_of_kubernetes(kind: str) -> None:
     }
     resource = parse_resource(minimal(kind, podTemplate=template))
     assert resource.to_wire()["spec"]["podTemplate"] == template
+
+
+@pytest.mark.parametrize("resources", [{"limits": {"nvidia.com/gpu": "1"}}, {"claims": []}])
+def test_only_amounts_of_a_pod_are_set_in_its_template(resources: dict[str, Any]) -> None:
+    """GPUs stand in the spec: plans and images go by them."""
+    with pytest.raises(ConfigError, match="unknown field"):
+        parse_resource(minimal("Corpus", podTemplate={"resources": resources}))
 
 
 @pytest.mark.parametrize("field", ["hostNetwork", "initContainers", "securityContext", "hostPID"])

@@ -84,7 +84,7 @@ def test_a_launcher_builds_what_it_says(launcher: Any) -> None:
     obj = launcher.build(stage, task, 1, rendering.context(rendering.training()))
     assert (obj["apiVersion"], obj["kind"]) == (launcher.api_version, launcher.kind)
     assert obj["metadata"]["name"] == "demo-train-1"
-    assert work_state(obj) == WorkState(phase="Pending")
+    assert work_state(obj) == WorkState(phase="Pending", wanted=task.replicas)
 
 
 def test_a_launcher_is_stopped_and_resumed_by_a_patch(launcher: Any) -> None:
@@ -153,7 +153,8 @@ def test_one_node_has_a_master_alone() -> None:
 
 def test_a_pytorchjob_leaves_retries_and_torchrun_to_us() -> None:
     spec = built(gpusPerNode=8)
-    assert spec["runPolicy"] == {"backoffLimit": 0, "cleanPodPolicy": "Running", "suspend": False}
+    # With a backoffLimit the training operator would delete the failed pods, and their logs with them.
+    assert spec["runPolicy"] == {"cleanPodPolicy": "Running", "suspend": False}
     assert spec.keys() == {"pytorchReplicaSpecs", "runPolicy"}
     for replica in spec["pytorchReplicaSpecs"].values():
         container = replica["template"]["spec"]["containers"][0]

@@ -10,10 +10,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructpt.api.pods import OPEN_ENV
 from instructpt.api.runspec import MAX_RUNSPEC_BYTES, RunSpec
 from instructpt.cluster.grace import grace_seconds
 from instructpt.cluster.meta import task_labels
-from instructpt.cluster.pods import secret_names
+from instructpt.cluster.pods import _FIXED_ENV, secret_names
 from instructpt.cluster.render import render_plan, render_runspec, render_task, to_yaml
 from instructpt.errors import ConfigError
 from instructpt.local.spec_file import parse_resource
@@ -149,7 +150,7 @@ def test_a_finishing_task_is_one_small_pod_without_gpu() -> None:
     assert "backoffLimitPerIndex" not in spec
     assert container["image"] == "example.org/operator:1"
     assert container["imagePullPolicy"] == "Always"
-    assert container["resources"]["limits"] == {"memory": "2Gi"}
+    assert container["resources"]["limits"] == {"memory": "2Gi", "ephemeral-storage": "100Gi"}
     assert pod(obj)["terminationGracePeriodSeconds"] == 60
     assert pod(obj)["imagePullSecrets"] == [{"name": "registry"}]
     assert not {"nodeSelector", "affinity"} & pod(obj).keys()
@@ -234,6 +235,14 @@ def test_every_secret_of_the_runspec_is_a_read_only_folder() -> None:
     assert all("valueFrom" not in e or "fieldRef" in e["valueFrom"] for e in spec["containers"][0]["env"])
 
 
+def test_secrets_of_evaluation_sets_are_mounted_for_workers_and_the_finishing_task() -> None:
+    sets = [{"uri": "s3://exams/questions.jsonl", "secretRef": {"name": "exams"}}]
+    filters = {"decontaminate": {"sets": sets}}
+    for resource in (rendering.corpus(filters=filters), rendering.synthesis(filters=filters)):
+        for _, task in rendering.tasks(resource):
+            assert "exams" in secret_names(task)
+
+
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "A", "a:b", "-", "a" * 254])
 def test_a_name_that_would_be_another_path_is_refused(name: str) -> None:
     resource = rendering.corpus()
@@ -268,11 +277,87 @@ def test_cores_are_asked_for_and_told_to_the_worker(cpus: float, cpu: str, threa
     assert env(obj)["INSTRUCTPT_THREADS"] == threads
 
 
+def resources_of(resource: Any, task: str) -> dict[str, Any]:
+    found = pod(job(resource, task))["containers"][0]["resources"]
+    assert isinstance(found, dict)
+    return found
+
+
+EVERY_KIND = (
+    (rendering.corpus, "corpus"),
+    (rendering.synthesis, "synthesis"),
+    (rendering.training, "train.tokenizer"),
+    (rendering.training, "train.pack-pairs"),
+    (rendering.training, "train"),
+    (rendering.evaluation, "evaluation"),
+    (rendering.pipeline, "report-finalize"),
+    (rendering.corpus, "corpus-finalize"),
+)
+
+
+@pytest.mark.parametrize(("make", "task"), EVERY_KIND, ids=lambda v: v if isinstance(v, str) else "")
+def test_every_pod_asks_for_something(make: Any, task: str) -> None:
+    """A pod without requests is evicted first, and a quota on requests refuses it."""
+    tokenizer = {"tokenizer": {"train": {}}} if task == "train.tokenizer" else {}
+    assert {"cpu", "memory"} <= resources_of(make(**tokenizer), task)["requests"].keys()
+
+
+@pytest.mark.parametrize(("make", "task"), EVERY_KIND, ids=lambda v: v if isinstance(v, str) else "")
+def test_resources_of_the_pod_template_hold_for_every_pod(make: Any, task: str) -> None:
+    wanted = {"requests": {"ephemeral-storage": "1Gi"}, "limits": {"cpu": "20", "ephemeral-storage": "9Gi"}}
+    tokenizer = {"tokenizer": {"train": {}}} if task == "train.tokenizer" else {}
+    found = resources_of(make(podTemplate={"resources": wanted}, **tokenizer), task)
+    assert wanted["requests"].items() <= found["requests"].items()
+    assert wanted["limits"].items() <= found["limits"].items()
+
+
+def test_what_nobody_asked_for_is_small() -> None:
+    assert resources_of(rendering.corpus(), "corpus") == {"requests": {"cpu": "100m", "memory": "256Mi"}}
+    finalize = {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
+    assert resources_of(rendering.corpus(), "corpus-finalize") == finalize
+
+
+def test_a_finishing_task_gets_the_memory_that_the_pod_template_gives() -> None:
+    given = {"limits": {"memory": "16Gi"}}
+    found = resources_of(rendering.corpus(podTemplate={"resources": given}), "corpus-finalize")
+    assert found == {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "16Gi"}}
+
+
+def test_what_the_stage_asks_for_comes_before_the_pod_template() -> None:
+    given = {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}}
+    found = resources_of(rendering.synthesis(podTemplate={"resources": given}), "synthesis")
+    # Of 8 cores with a limit of 2 the server would refuse the pod.
+    assert found["requests"] == {"cpu": "8", "memory": "64Gi"}
+    assert found["limits"] == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "2"}
+
+
+def test_a_limit_below_our_request_lowers_the_request() -> None:
+    found = resources_of(rendering.corpus(podTemplate={"resources": {"limits": {"memory": "128Mi"}}}), "corpus")
+    assert found == {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "128Mi"}}
+
+
+@pytest.mark.parametrize("name", ["HOME", "TMPDIR", "USER", "HF_HOME", "XDG_CACHE_HOME", "INSTRUCTPT_MODEL_CACHE"])
+def test_homes_and_caches_are_the_users_to_move(name: str) -> None:
+    template = {"env": [{"name": name, "value": "/elsewhere"}]}
+    found = [e for e in pod(job(rendering.corpus(podTemplate=template), "corpus"))["containers"][0]["env"]]
+    assert [e["value"] for e in found if e["name"] == name] == ["/elsewhere"]
+
+
+def test_a_variable_that_a_worker_finds_its_work_by_is_kept_and_refused() -> None:
+    """The API refuses all of them; rendering keeps its own whatever it is given."""
+    names = [e["name"] for e in pod(job(rendering.corpus(), "corpus"))["containers"][0]["env"]]
+    ours = [name for name in names if name.startswith("INSTRUCTPT_") and name not in OPEN_ENV]
+    assert set(ours) == set(_FIXED_ENV)
+    for name in ours:
+        with pytest.raises(ConfigError, match="podTemplate.env must not set"):
+            rendering.corpus(podTemplate={"env": [{"name": name, "value": "1"}]})
+
+
 def test_the_pod_template_adds_and_never_replaces_what_the_worker_relies_on() -> None:
     template = rendering.pod_templates(job(ALL["pod-template"], "synthesis"))[0]
     spec, container = template["spec"], template["spec"]["containers"][0]
-    values = [e for e in container["env"] if e["name"] in ("HOME", "NCCL_DEBUG")]
-    assert values == [{"name": "HOME", "value": "/scratch/home"}, {"name": "NCCL_DEBUG", "value": "WARN"}]
+    values = [e for e in container["env"] if e["name"] in ("HF_HOME", "NCCL_DEBUG")]
+    assert values == [{"name": "HF_HOME", "value": "/data/hub"}, {"name": "NCCL_DEBUG", "value": "WARN"}]
     volumes = {v["name"]: v for v in spec["volumes"]}
     assert volumes["models"] == {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
     assert "configMap" in volumes["runspec"]
@@ -302,7 +387,9 @@ def test_a_training_gets_the_time_that_its_state_takes_to_upload() -> None:
     assert grace(**seven_billion) == 60 + -(-12 * parameters // 200_000_000)
     assert grace(**seven_billion, checkpoint={"uploadBytesPerSecond": 20_000_000_000}) == 120
     assert grace(init={"preset": "tiny"}) == 120
-    assert grace(init={"from": "some/model"}) == 120
+    # From a name that tells; where nothing does, enough for a model that most would start from.
+    assert grace(init={"from": "meta-llama/Meta-Llama-3-8B"}) == 60 + 12 * 8_000_000_000 // 200_000_000
+    assert grace(init={"from": "some/model"}) == 600
 
 
 # Plans

@@ -51,8 +51,8 @@ def test_what_is_no_manifest_is_refused(data):
 
 
 def test_a_later_version_asks_for_an_upgrade():
-    data = MANIFEST.to_bytes().replace(b'"format_version": 1', b'"format_version": 2')
-    with pytest.raises(CorpusError, match="manifest format 2.*upgrade instructpt"):
+    data = MANIFEST.to_bytes().replace(b'"format_version": 1', b'"format_version": 3')
+    with pytest.raises(CorpusError, match="manifest format 3.*upgrade instructpt"):
         parse_manifest(data, where="here")
 
 

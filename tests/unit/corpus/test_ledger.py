@@ -217,6 +217,33 @@ def test_orphans_that_cannot_be_deleted_or_have_no_time_end_nothing(tmp_path, ca
     assert "1 orphaned data objects" in caplog.text
 
 
+class CommittedMeanwhile(FilesystemStore):
+    """A frozen worker, whose data lie there for days, commits between the two listings of a sweep."""
+
+    def __init__(self, root, body):
+        super().__init__(root)
+        self.body, self.lists = body, 0
+
+    def list(self, prefix="", *, start_after=""):
+        self.lists += 1
+        if self.lists == 2:
+            self.create("syn/ledger/commits/b", self.body)
+        return super().list(prefix, start_after=start_after)
+
+
+@pytest.mark.parametrize("when", ["not yet", "in between"])
+def test_i4_a_sweep_leaves_the_data_of_a_commit_that_is_on_its_way(tmp_path, when):
+    store = FilesystemStore(tmp_path)
+    assert make(store, ["a"]).commit(make(store, ["a"]).claim(), b"rows", {})
+    live = "syn/ledger/data/b/1-frozen.parquet"
+    store.put(live, b"rows, too")
+    if when == "in between":
+        body = {"object": live, "sha256": hashlib.sha256(b"rows, too").hexdigest(), "bytes": 9, "record": {}}
+        store = CommittedMeanwhile(tmp_path, json.dumps(body).encode())
+    assert make(store, ["a", "b"]).sweep(now=lambda: 1e12) == 0
+    assert store.get(live) == b"rows, too"
+
+
 def test_own_lease_of_an_earlier_life_is_taken_at_once():
     store, clock = MemoryStore(), Clock()
     make(store, names(3), worker="w1", clock=clock, seed=1).claim()

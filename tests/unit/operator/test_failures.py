@@ -104,3 +104,57 @@ def test_an_image_has_one_message_whether_it_is_pulled_or_waited_for() -> None:
     waits = PodProblem(pod="p", reason="ImagePullBackOff", message=f'Back-off pulling image "x": ErrImagePull: {cause}')
     pulls = PodProblem(pod="p", reason="ErrImagePull", message=cause)
     assert judge_problem(waits) == judge_problem(pulls)
+
+
+TAKEN = PodEnd(pod="t-worker-0", exit_code=137, told_to_leave=True, reason="Error")
+LOST = PodEnd(pod="t-master-0", exit_code=1, message={"error": {"type": "PeerLostError", "message": "a rank is gone"}})
+
+
+def test_f8_a_training_pod_that_is_being_deleted_has_not_failed() -> None:
+    failure = judge_failure(FAILED, PodFacts(listed=2, ends=(TAKEN, LOST)), expected=2)
+    assert (failure.reason, failure.counted, failure.permanent) == (Reason.DISRUPTED, False, False)
+    assert "t-worker-0" in failure.message
+    assert not mostly_failed(PodFacts(ends=(TAKEN,)))
+
+
+def test_a_pod_that_fails_is_not_excused_by_peers_that_are_deleted_because_of_it() -> None:
+    failure = judge_failure(FAILED, PodFacts(listed=2, ends=(TAKEN, end(1, type_="TrainingError"))), expected=2)
+    assert (failure.reason, failure.counted) == (Reason.WORKER_FAILED, True)
+
+
+GAVE_UP = PodEnd(pod="t-worker-0", exit_code=None, gave_up="init-pytorch")
+
+
+def test_f9_a_worker_that_waited_in_vain_for_its_master_does_not_hide_why_that_did_not_start() -> None:
+    why = PodProblem(pod="t-master-0", reason="ErrImagePull", message="not found", container="pytorch")
+    failure = judge_failure(FAILED, PodFacts(listed=1, problems=(why,), ends=(GAVE_UP,)), expected=2)
+    assert (failure.reason, failure.counted, failure.presumed) == (Reason.POD_START, False, False)
+    assert (
+        "pod t-worker-0: its init container init-pytorch gave up waiting; pod t-master-0: not found" in failure.message
+    )
+    assert "set podTemplate.image" in failure.message
+
+
+def test_a_worker_that_does_not_find_a_master_that_runs_is_excused_once() -> None:
+    facts = PodFacts(listed=2, started=True, ends=(GAVE_UP, LOST))
+    failure = judge_failure(FAILED, facts, expected=2)
+    assert (failure.counted, failure.presumed) == (False, True)
+    assert "DNS" in failure.message
+
+
+def test_f9_an_image_that_the_training_operator_adds_is_not_the_users() -> None:
+    reason, message = judge_problem(
+        PodProblem(pod="t-worker-0", reason="ErrImagePull", message="alpine: not found", container="init-pytorch")
+    )
+    assert reason == Reason.POD_START
+    assert "--pytorch-init-container-image" in message
+    assert "podTemplate" not in message
+
+
+def test_f9_a_namespace_that_refuses_the_training_operators_init_container_says_so() -> None:
+    said = (
+        'pods "t-worker-0" is forbidden: violates PodSecurity "restricted:latest": (container "init-pytorch" must set'
+    )
+    reason, message = judge_problem(PodProblem(pod="t-train-1", reason="FailedCreatePod", message=said))
+    assert reason == Reason.POD_START
+    assert "template of its init container" in message

@@ -19,8 +19,8 @@ HEAVY = (
     "vllm",
     "deepspeed",
 )
-OURS = ("synthesis", "training", "evaluation", "cli")
-"""Of our packages. The public API of ``instructpt`` itself loads those that import no library."""
+OURS = ("synthesis", "training", "evaluation", "cli", "storage", "corpus", "local")
+"""Of our packages."""
 
 
 def test_r19_operator_imports_no_s3_client_and_nothing_that_computes() -> None:

@@ -78,12 +78,14 @@ class Process:
         self.link = Link(server, clock)
         self.exits: list[int] = []
         self.started = threading.Event()
+        self.answers: list[float] = []
         self.elector = LeaderElector(
             self.link,
             namespace="ns",
             name="operator",
             identity=identity,
             on_started=self.started.set,
+            on_answer=lambda: self.answers.append(clock.now),
             clock=clock,
             exit=self.exits.append,
         )
@@ -154,6 +156,24 @@ def test_f6_killed_leader_is_followed_after_the_lease_and_not_before(
     assert 15 < clock.now - killed <= 20
     assert server.lease is not None
     assert server.lease["spec"]["leaseTransitions"] == 1
+
+
+def test_f4_the_end_of_an_outage_is_told_once_by_leader_and_candidate(
+    clock: Clock, pair: tuple[Process, Process]
+) -> None:
+    for process in pair:
+        assert process.answers == []
+        process.link.fault = raising(ApiError(0, "NoAnswer"))
+    for _ in range(3):
+        clock.now += 2
+        for process in pair:
+            process.elector.step()
+    back = clock.now = clock.now + 2
+    for process in pair:
+        process.link.fault = None
+        process.elector.step()
+        process.elector.step()
+    assert [process.answers for process in pair] == [[back], [back]]
 
 
 def test_f6_released_lease_is_taken_at_the_next_look(

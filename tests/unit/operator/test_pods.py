@@ -1,39 +1,15 @@
-"""Pods as JSON -> facts, and how often they are looked at."""
+"""Pods and their events as JSON -> facts."""
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from podmaker import FIGURES, ended, pod, waiting
 
-from instructpt.plan.naming import LABEL_ATTEMPT, LABEL_KIND, LABEL_NAME, LABEL_STEP, LABEL_TASK
-from instructpt_operator.looker import EVENTS, PODS, PodLooker, fetch_progress
 from instructpt_operator.pods import end_of, is_stuck, pod_facts, problem_of, recreated
-from instructpt_operator.runtime.client import ApiError
-
-FIGURES = {"done": 3, "total": 9, "unit": "shards", "counts": {"pairs": 5}, "rates": {"tokens_per_second": 10.0},
-           "gauges": {}}  # fmt: skip
-
-
-def pod(
-    name: str = "p-0", phase: str = "Running", state: dict[str, Any] | None = None, **status: Any
-) -> dict[str, Any]:
-    state = {"running": {"startedAt": "2026-01-01T00:00:10Z"}} if state is None else state
-    return {
-        "metadata": {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"},
-        "status": {"phase": phase, "podIP": "10.0.0.1", "containerStatuses": [{"state": state}], **status},
-    }
-
-
-def waiting(reason: str, message: str = "") -> dict[str, Any]:
-    return pod(phase="Pending", state={"waiting": {"reason": reason, "message": message}})
-
-
-def ended(code: int, message: str = "", phase: str = "Failed", **status: Any) -> dict[str, Any]:
-    return pod(phase=phase, state={"terminated": {"exitCode": code, "reason": "Error", "message": message}}, **status)
 
 
 def test_a_running_pod_counts_as_running() -> None:
@@ -55,6 +31,47 @@ def test_f9_a_problem_of_an_init_container_is_one() -> None:
     assert problem_of(stuck).reason == "ErrImagePull"  # type: ignore[union-attr]
 
 
+def worker_of_a_gang(init: dict[str, Any], phase: str = "Pending") -> dict[str, Any]:
+    """A pod with the init container that the training operator adds, in a state; its own container waits for that."""
+    made = pod("t-worker-0", phase=phase, state={"waiting": {"reason": "PodInitializing"}})
+    made["status"]["containerStatuses"][0]["name"] = "pytorch"
+    made["status"]["initContainerStatuses"] = [{"name": "init-pytorch", "state": init}]
+    return made
+
+
+def test_f9_an_init_container_that_waits_for_the_master_is_no_problem() -> None:
+    waits = worker_of_a_gang({"running": {"startedAt": "2026-01-01T00:00:05Z"}})
+    assert problem_of(waits) is None
+    assert not is_stuck(waits), "its events tell nothing of why the master does not start"
+
+
+def test_f9_what_others_add_to_a_pod_hides_no_problem_of_its_own() -> None:
+    foreign = worker_of_a_gang({"waiting": {"reason": "ErrImagePull", "message": "alpine"}})
+    own = waiting("CreateContainerConfigError", 'secret "hub" not found')
+    own["status"]["containerStatuses"][0]["name"] = "pytorch"
+    found = pod_facts([foreign, own]).problems
+    assert [(p.container, p.reason) for p in found] == [
+        ("pytorch", "CreateContainerConfigError"),
+        ("init-pytorch", "ErrImagePull"),
+    ]
+
+
+def test_f9_one_pod_of_a_gang_that_runs_does_not_hide_why_another_does_not_start() -> None:
+    event = {"reason": "FailedMount", "message": 'secret "s3" not found', "involvedObject": {"name": "w-0"}}
+    refused = {"reason": "FailedCreatePod", "message": "forbidden", "involvedObject": {"name": "t-train-1"}}
+    for told, name in ((event, "w-0"), (refused, "t-train-1")):
+        assert [p.pod for p in pod_facts([pod("m-0")], [told]).problems] == [name]
+
+
+def test_an_init_container_that_gave_up_is_told_of() -> None:
+    gave_up = worker_of_a_gang({"terminated": {"exitCode": 1, "reason": "Error"}}, phase="Failed")
+    found = end_of(gave_up)
+    assert found is not None
+    assert (found.exit_code, found.gave_up) == (None, "init-pytorch")
+    facts = pod_facts([gave_up])
+    assert (facts.started, pod_facts([gave_up, pod("m-0")]).started) == (False, True)
+
+
 def test_f9_unschedulable_is_a_problem_and_gated_is_not() -> None:
     def unscheduled(reason: str) -> dict[str, Any]:
         condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": "0/1 nodes"}
@@ -72,7 +89,18 @@ def test_a_pod_that_waits_without_a_word_is_stuck_and_its_events_tell() -> None:
     other = {"reason": "Pulled", "message": "fine", "involvedObject": {"name": "p-0"}}
     facts = pod_facts([silent], [other, event])
     assert [(p.pod, p.reason) for p in facts.problems] == [("p-0", "FailedMount")]
-    assert pod_facts([pod()], [event]).problems == ()
+
+
+def test_of_several_events_the_newest_counts() -> None:
+    def event(at: str, message: str, **more: Any) -> dict[str, Any]:
+        about = {"involvedObject": {"name": "s-synthesis-1"}, "reason": "FailedCreate", "message": message}
+        return {"metadata": {"name": message}, "lastTimestamp": at, **about, **more}
+
+    old = event("2026-01-01T00:00:00Z", "exceeded quota")
+    new = event("2026-01-01T00:01:00Z", "no service account")
+    again = event(None, "exceeded quota again", series={"lastObservedTime": "2026-01-01T00:02:00.123456Z"})  # type: ignore[arg-type]
+    assert [p.message for p in pod_facts([], [old, new]).problems] == ["no service account", "exceeded quota"]
+    assert pod_facts([], [old, again, new]).problems[0].message == "exceeded quota again"
 
 
 def test_how_a_pod_ended() -> None:
@@ -95,6 +123,20 @@ def test_f8_a_disrupted_pod_is_known_by_its_condition() -> None:
     assert (end_of(evicted).exit_code, end_of(evicted).reason) == (None, "Evicted")  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("finished", "expected"), [("2026-01-01T00:06:59Z", False), ("2026-01-01T00:07:00Z", True), (None, True)]
+)
+def test_f8_a_pod_that_ended_after_it_was_deleted_was_told_to_leave(finished: str | None, expected: bool) -> None:
+    """Deletion was asked for at 00:07, with a grace period of a minute."""
+    gone = ended(1)
+    gone["metadata"] |= {"deletionTimestamp": "2026-01-01T00:08:00Z", "deletionGracePeriodSeconds": 60}
+    gone["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] = finished
+    found = end_of(gone)
+    assert found is not None
+    assert found.told_to_leave is expected
+    assert not end_of(ended(1)).told_to_leave  # type: ignore[union-attr]
+
+
 def test_f8_a_pod_made_again_after_its_peer_ran_was_taken_away() -> None:
     late = pod("p-1")
     late["metadata"]["creationTimestamp"] = "2026-01-01T00:05:00Z"
@@ -103,122 +145,27 @@ def test_f8_a_pod_made_again_after_its_peer_ran_was_taken_away() -> None:
     assert recreated([late]) == ()
 
 
-class Client:
-    """Answers lists and counts them."""
-
-    def __init__(self, pods: list[dict[str, Any]], events: list[dict[str, Any]] | None = None) -> None:
-        self.pods, self.events, self.asked = pods, events or [], []
-        self.fails = False
-
-    def list(self, type_: Any, namespace: str, **query: Any) -> list[dict[str, Any]]:
-        self.asked.append((type_, query))
-        if self.fails:
-            raise ApiError(503, "ServiceUnavailable")
-        return self.pods if type_ is PODS else self.events
+NOW = datetime(2026, 1, 1, 0, 10, tzinfo=UTC)
 
 
-def job(**status: Any) -> dict[str, Any]:
-    labels = {
-        LABEL_KIND: "SynthesisJob",
-        LABEL_NAME: "s",
-        LABEL_STEP: "synthesis",
-        LABEL_TASK: "work",
-        LABEL_ATTEMPT: "1",
-    }
-    meta = {"name": "s-synthesis-1", "namespace": "lab", "uid": "u-1", "resourceVersion": "7", "labels": labels}
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": {}, "status": status}
+def leaving(until: str, **changes: Any) -> dict[str, Any]:
+    """A pod that is being deleted; its timestamp has its grace period in."""
+    made = pod(**changes)
+    made["metadata"]["deletionTimestamp"] = until
+    made["spec"] = {"nodeName": "node-7"}
+    return made
 
 
-def looker(client: Client, now: list[float], **kwargs: Any) -> PodLooker:
-    return PodLooker(client, clock=lambda: now[0], **kwargs)  # type: ignore[arg-type]
+def test_f8_a_pod_that_outstays_its_grace_period_is_told_of_with_its_node() -> None:
+    late, soon = leaving("2026-01-01T00:08:00Z"), leaving("2026-01-01T00:09:30Z")
+    assert pod_facts([late], now=NOW).leaving == ("p-0 on node node-7",)
+    assert pod_facts([soon], now=NOW).leaving == ()
 
 
-def test_r5_pods_are_listed_at_most_every_ten_seconds() -> None:
-    client, now = Client([pod()]), [0.0]
-    eyes = looker(client, now)
-    for second in range(31):
-        now[0] = float(second)
-        facts = eyes.facts(job(active=1))
-        assert facts is not None
-        assert facts.running == 1
-    assert len(client.asked) == 4
-    query = client.asked[0][1]
-    assert query["limit"] == 20
-    assert "instructpt.dev/name=s,instructpt.dev/step=synthesis" in query["label_selector"]
-
-
-def test_r5_a_child_that_ended_is_looked_at_once() -> None:
-    client, now = Client([ended(1)]), [0.0]
-    eyes = looker(client, now)
-    done = job(conditions=[{"type": "Failed", "status": "True"}])
-    for second in range(0, 100, 20):
-        now[0] = float(second)
-        facts = eyes.facts(done)
-        assert facts is not None
-        assert facts.ends[0].exit_code == 1
-    assert len(client.asked) == 1
-
-
-def test_events_are_read_only_of_what_is_stuck() -> None:
-    client = Client([waiting("ContainerCreating")])
-    looker(client, [0.0]).facts(job(active=1))
-    assert [type_ for type_, _ in client.asked] == [PODS, EVENTS]
-    assert client.asked[1][1]["field_selector"] == "involvedObject.name=p-0,type=Warning"
-    client = Client([])
-    looker(client, [0.0]).facts(job())
-    assert client.asked[1][1]["field_selector"] == "involvedObject.name=s-synthesis-1,type=Warning"
-
-
-def test_an_api_server_that_is_away_leaves_what_was_seen() -> None:
-    client, now = Client([pod()]), [0.0]
-    eyes = looker(client, now)
-    assert eyes.facts(job(active=1)) is not None
-    client.fails, now[0] = True, 60.0
-    assert eyes.facts(job(active=1)).running == 1  # type: ignore[union-attr]
-    assert eyes.facts(job(conditions=[{"type": "Failed", "status": "True"}])) is None
-
-
-def test_progress_of_a_sample_is_scaled() -> None:
-    client = Client([pod(f"p-{i}") for i in range(4)])
-    answers = iter([FIGURES, None, FIGURES, None])
-    facts = looker(client, [0.0], fetch=lambda address: next(answers)).facts(job(active=4))
-    assert facts is not None
-    assert facts.figures is not None
-    assert (facts.figures["done"], facts.figures["total"]) == (3, 9)
-    assert facts.figures["rates"]["tokens_per_second"] == 40.0
-
-
-@pytest.mark.parametrize(
-    ("body", "good"),
-    [
-        (json.dumps(FIGURES), True),
-        (json.dumps({**FIGURES, "extra": 1}), True),
-        ("{", False),
-        ("[]", False),
-        (json.dumps({**FIGURES, "done": -1}), False),
-        (json.dumps({**FIGURES, "gauges": {"loss": "x"}}), False),
-        (json.dumps({**FIGURES, "note": "x" * 70_000}), False),
-    ],
-)
-def test_an_answer_of_a_pod_is_checked(body: str, good: bool) -> None:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.handle_request, daemon=True)
-        thread.start()
-        found = fetch_progress("127.0.0.1", port=server.server_address[1])
-        thread.join(5)
-    assert (found == FIGURES) if good else (found is None)
-
-
-def test_a_pod_that_does_not_answer_is_no_error() -> None:
-    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        port = server.server_address[1]
-    assert fetch_progress("127.0.0.1", port=port) is None
+def test_f11_a_pod_that_has_ended_and_cannot_go_is_stranded() -> None:
+    held = leaving("2026-01-01T00:08:00Z", phase="Failed")
+    held["metadata"]["finalizers"] = ["batch.kubernetes.io/job-tracking"]
+    assert pod_facts([held], now=NOW).stranded
+    assert pod_facts([held], now=NOW).leaving == ()
+    del held["metadata"]["finalizers"]
+    assert not pod_facts([held], now=NOW).stranded

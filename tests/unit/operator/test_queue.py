@@ -323,3 +323,21 @@ class QueueMachine(RuleBasedStateMachine):
 
 TestQueueMachine = QueueMachine.TestCase
 TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_f4_hurry_hands_out_what_failed_and_leaves_what_waits_for_its_time(
+    clock: FakeClock, queue: WorkQueue[str]
+) -> None:
+    queue.add("held")
+    assert queue.get(0) == "held"
+    for key in ("held", "failed"):
+        for _ in range(20):
+            queue.retry(key)
+    queue._due.pop("held")  # it was handed out, and is being tried
+    queue.add_after("deadline", 3600)
+    queue.hurry()
+    assert queue.get(0) == "failed"
+    assert queue.get(0) is None
+    assert (queue.failures("failed"), queue.failures("held")) == (0, 0)
+    assert queue.retry("held") < 0.1, "what was being tried begins anew, too"
+    assert queue.stats().delayed == 2

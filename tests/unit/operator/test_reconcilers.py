@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import operators
 import pytest
+from figures import told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import Cluster, Ends, Key, Runs, Script, Stuck
@@ -45,7 +47,7 @@ class TestEveryKind:
     def test_it_runs_to_its_end(self, obj: dict[str, Any]) -> None:
         cluster, key = start(obj)
         cluster.settle()
-        assert cluster.status(key)["phase"] == "Complete"
+        assert cluster.status(key)["phase"] == ("Ready" if obj["kind"] == "Corpus" else "Complete")
         assert cluster.is_true(key, "Complete")
         assert not cluster.is_true(key, "Failed")
         assert all(count == 1 for count in cluster.created.values())
@@ -65,6 +67,7 @@ class TestEveryKind:
         cluster.settle()
         assert cluster.writes == []
         del cluster.objects[key]["metadata"]["annotations"]
+        cluster.changed.add(key)
         cluster.settle()
         assert cluster.is_true(key, "Complete")
 
@@ -100,7 +103,7 @@ class TestEveryKind:
         cluster.script = lambda *_: Ends(code=43)
         cluster.edit(key, suspend=True)
         cluster.settle()
-        assert cluster.status(key) == before
+        assert cluster.status(key) == {**before, "observedGeneration": 2}
 
     def test_suspend_frees_everything_and_resume_goes_on(self, obj: dict[str, Any]) -> None:
         cluster, key = start(obj, lambda *_: Runs())
@@ -133,7 +136,7 @@ class TestEveryKind:
         cluster.settle()
         assert key in cluster.objects
         cluster.now = cluster.now.replace(hour=cluster.now.hour + 2)
-        cluster.visit(key)
+        cluster.settle()
         assert key not in cluster.objects
         assert cluster.objects == {}
 
@@ -218,12 +221,15 @@ def test_r11_the_next_attempt_waits_until_the_last_is_gone() -> None:
     cluster, key = start(TRN, fail_first(1, Ends(code=1), step="train"))
     while ("PyTorchJob", "t-train-1") not in cluster.objects:
         cluster.settle(rounds=1)
-    stuck = cluster.objects["PyTorchJob", "t-train-1"]
-    cluster._delete = lambda ref: stuck["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z")  # type: ignore[method-assign]
+    cluster.held.add("t-train-1")
     cluster.settle(rounds=20)
     assert cluster.created["t-train-2"] == 0
-    del cluster.objects["PyTorchJob", "t-train-1"]
+    blocked = cluster.condition(key, "Blocked")
+    assert (blocked["status"], blocked["reason"]) == ("True", "PodsDoNotLeave")
+    assert "t-train-1-0 on node gone" in blocked["message"]
+    cluster.held.clear()
     cluster.settle()
+    assert not cluster.is_true(key, "Blocked")
     assert cluster.created["t-train-2"] == 1
 
 
@@ -243,7 +249,7 @@ def test_f3_a_cache_that_is_behind_starts_no_second_attempt() -> None:
 def test_running_out_of_memory_is_said() -> None:
     cluster, key = start(TRN, fail_first(9, Ends(code=137, reason="OOMKilled"), step="train"), backoffLimit=0)
     cluster.settle()
-    assert "ran out of memory; raise resources.memory" in cluster.condition(key, "Failed")["message"]
+    assert "ran out of memory; raise podTemplate.resources.limits.memory" in cluster.condition(key, "Failed")["message"]
 
 
 @pytest.mark.parametrize(
@@ -335,14 +341,28 @@ def test_scaling_patches_the_running_job() -> None:
 
 
 def test_progress_of_a_training_is_in_its_status() -> None:
-    figures = {"done": 12, "total": 50, "unit": "steps", "counts": {}, "rates": {"steps_per_second": 2.0},
-               "gauges": {"loss": 3.25, "checkpoint_step": 10.0}}  # fmt: skip
-    cluster, key = start(TRN, lambda step, task, n: Runs(figures) if (step, task) == ("train", TASK_WORK) else Ends())
+    gauges = {"loss": 3.25, "checkpoint_step": 10.0, "mfu": 0.41}
+    figures = told(12, 50, "steps", per_second=2.0, rates={"tokens_per_second": 4096.0}, gauges=gauges)
+    runs: Runs | Ends = Runs(figures)
+    cluster, key = start(TRN, lambda step, task, n: runs if (step, task) == ("train", TASK_WORK) else Ends())
     cluster.settle(rounds=20)
     status = cluster.status(key)
     assert (status["step"], status["steps"], status["loss"], status["checkpoint"]) == (12, 50, 3.25, 10)
-    assert status["progress"] == {"done": 12, "total": 50, "unit": "steps", "etaSeconds": 19}
-    assert status["display"]["step"] == "12/50"
+    shown = {"step": "12/50", "loss": "3.250", "throughput": "4.1k", "mfu": "41.0%", "eta": "19s"}
+    assert shown.items() <= status["display"].items()
+    assert status["progress"].items() >= {"tokensPerSecond": 4096.0, "mfu": 0.41, "etaSeconds": 19}.items()
+    # Nobody answers any more: what was reached stays, what it implies for now does not.
+    runs = Runs(figures, told_at=cluster.now)
+    cluster.now += timedelta(minutes=1)
+    cluster.settle(rounds=4)
+    status = cluster.status(key)
+    assert (status["progress"]["done"], status["progress"]["stale"]) == (12, True)
+    assert not {"etaSeconds", "tokensPerSecond", "mfu"} & status["progress"].keys()
+    assert (status["display"]["step"], status["display"]["eta"]) == ("12/50", "Unknown")
+    # Its end is the result's, whatever was heard last.
+    runs = Ends()
+    cluster.settle()
+    assert (cluster.is_true(key, "Complete"), cluster.status(key)["loss"]) == (True, 2.5)
 
 
 def test_too_many_dead_letters_fail_a_synthesis_and_keep_its_output() -> None:
@@ -456,8 +476,8 @@ class TestPipeline:
         assert cluster.condition(key, "Failed")["reason"] == "DeadlineExceeded"
 
     def test_what_the_models_refuse_is_said(self) -> None:
-        arms = [{"name": f"arm-{i}", "training": {}} for i in range(5)]
-        cluster, key = start(operators.pipeline("p"), arms=arms, seeds=list(range(1, 14)))
+        arms = [{"name": "a", "training": {"init": {"preset": "500m"}}}]
+        cluster, key = start(operators.pipeline("p"), arms=arms)
         cluster.settle(rounds=3)
         assert cluster.condition(key, "Blocked")["reason"] == "InvalidSpec"
 
@@ -482,6 +502,7 @@ def test_f1_any_crash_between_writes_changes_nothing_in_the_end(data: st.DataObj
         if data.draw(st.booleans()):
             cut = data.draw(st.integers(0, len(outcome.actions)))
             outcome = type(outcome)(actions=outcome.actions[:cut], status=None)
+            cluster.restart()
         return act(raw, outcome)
 
     cluster._act = crashing  # type: ignore[method-assign]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from figures import told
 
 from instructpt.api.v1alpha1 import InstructionPretraining
 from instructpt.api.v1alpha1.instructionpretraining import InstructionPretrainingStatus
@@ -8,7 +9,7 @@ from instructpt.plan import Plan, plan_resource
 from instructpt.plan.status import Observation, StageObservation, judge
 from tests.unit.plan.test_pipeline import VERSION, drive, quickstart
 
-FIGURES = {"done": 3, "total": 12, "unit": "shards", "rates": {"shards_per_second": 0.5}, "counts": {}, "gauges": {}}
+FIGURES = told(3, 12, "shards", per_second=0.5)
 
 
 def begun(resource: InstructionPretraining) -> Plan:

@@ -155,3 +155,37 @@ def test_every_document_is_in_one_entry_and_every_prompt_fits(drawn: list[tuple[
         *before, last = entry.shots
         if entry.reason != chains.TOO_LONG:
             assert len(RENDER(before, last.document)) <= limit
+
+
+@given(st.integers(0, 60), st.integers(1, 9))
+def test_collections_hold_every_chain_of_the_reference_layout(count: int, shots: int):
+    collected = chains.collections(count, shots)
+    assert [chain for together in collected for chain in together] == chains.arrange("d" * count, shots, "reference")
+    assert sorted(index for together in collected for chain in together for index in chain) == list(range(count))
+
+
+def test_a_collection_is_a_continued_chain_after_the_one_left_over():
+    assert chains.collections(5, 2) == [[[2], [0, 3]], [[1, 4]]]
+
+
+def test_entries_are_gathered_by_collection_in_its_order():
+    def entry(*indices: int) -> chains.Entry:
+        return chains.Entry(indices=indices, shots=tuple(Shot(str(index)) for index in indices))
+
+    # Documents 7 to 11 are those of the chains; 6 is of none.
+    collected = [[[9], [7, 10]], [[8, 11]]]
+    entries = [entry(6), entry(11), entry(7), entry(8), entry(9), entry(10)]
+    gathered = chains.gather(entries, collected)
+    assert [[found.indices for found in together] for together in gathered] == [
+        [(9,), (7,), (10,)],
+        [(8,), (11,)],
+        [(6,)],
+    ]
+
+
+def test_an_estimate_holds_a_chain_back_but_never_a_lone_document():
+    chain = [Shot("one", (Pair("q", "a"),))]
+    arguments = {"shots": 3, "render": lambda c, d: "x" * (len(c) + 1), "count_tokens": len, "max_prompt_tokens": 5}
+    assert chains.advance(chain, "d", estimate_tokens=lambda text: 6.0, **arguments).reason == chains.DOES_NOT_FIT
+    assert chains.advance(chain, "d", estimate_tokens=lambda text: 5.0, **arguments).verdict == "continue"
+    assert chains.advance([], "d", estimate_tokens=lambda text: 6.0, **arguments).verdict == "afresh"

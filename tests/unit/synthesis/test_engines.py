@@ -47,6 +47,14 @@ def test_an_unknown_argument_of_vllm_is_refused_with_what_comes_near() -> None:
     vllm_engine.check_args({"max_num_seqs": 8}, known)
 
 
+def test_a_block_size_that_a_cpu_cannot_use_is_refused_with_one_that_it_can() -> None:
+    for size, near in ((16, 32), (40, 32), (100, 96)):
+        with pytest.raises(ConfigError, match=rf"engine\.args\.block_size={size}: .*use {near}"):
+            vllm_engine.check_block_size(size)
+    vllm_engine.check_block_size(128)
+    vllm_engine.check_block_size(None)
+
+
 @pytest.mark.parametrize(
     ("args", "field"), [({"dtype": "x"}, "engine.args.dtype"), ({"device": "tpu"}, "engine.args.device")]
 )

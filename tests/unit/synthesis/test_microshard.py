@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from instructpt.api.v1alpha1.synthesisjob import SynthesisSettings
 from instructpt.corpus.document import Document
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, SynthesisError
-from instructpt.synthesis import profiles, templates
+from instructpt.synthesis import Pair, mined, profiles, templates
 from instructpt.synthesis.engine import RequestFailedError
-from instructpt.synthesis.microshard import MicroShard, ModelWriter, Recipe, RuleWriter, is_converted, synthesize
+from instructpt.synthesis.microshard import MicroShard, is_converted
+from instructpt.synthesis.rules import MinedPair
+from instructpt.synthesis.writers import ModelWriter, Recipe, RuleWriter
 
 
 def recipe(compat: str = "fixed", **settings: Any) -> Recipe:
@@ -43,7 +45,7 @@ def make(
     engine = support.ScriptedEngine(script, seed=seed)
     made = recipe(compat, **settings)
     writer = ModelWriter(recipe=made, engine=engine)
-    return asyncio.run(synthesize("s", documents(texts), made, writer, concurrency=concurrency)), engine
+    return support.synthesize(documents(texts), made, writer, concurrency=concurrency), engine
 
 
 def shots(made: MicroShard) -> dict[str, Any]:
@@ -199,18 +201,48 @@ def test_examples_are_the_first_completions_cut() -> None:
 def test_mined_pairs_need_no_engine_and_chain_up_to_the_context() -> None:
     text = "Mercury is the smallest planet. It is hot because it is near the Sun. However, its nights are cold."
     made_of = recipe(engine={"name": "mined"}, shots=3)
-    made = asyncio.run(synthesize("s", documents([text] * 4), made_of, RuleWriter(recipe=made_of), concurrency=1))
+    made = support.synthesize(documents([text] * 4), made_of, RuleWriter(recipe=made_of), concurrency=1)
     assert made.counts["augmented"] == 4
     assert [len(row.shots) for row in made.rows] == [3, 1]
     assert all(pair.question for row in made.rows for shot in row.shots for pair in shot.pairs)
     small = recipe(engine={"name": "mined"}, shots=3, sampling={"contextWindow": 64, "maxTokens": 8})
-    made = asyncio.run(synthesize("s", documents([text] * 4), small, RuleWriter(recipe=small), concurrency=1))
+    made = support.synthesize(documents([text] * 4), small, RuleWriter(recipe=small), concurrency=1)
     assert [len(row.shots) for row in made.rows] == [1, 1, 1, 1]
+
+
+def test_kept_mined_pairs_are_counted_by_family() -> None:
+    texts = [
+        f"Lamp {i} is a source of light. It shines because it is hot. However, it is not a star." for i in range(9)
+    ]
+    made_of = recipe(engine={"name": "mined"}, filters={"maxAnswerCharacters": 30})
+    made = support.synthesize(documents(texts), made_of, RuleWriter(recipe=made_of), concurrency=1)
+    names = {f"mined_{family.replace('-', '_')}" for family in mined.FAMILIES}
+    by_family = {name: number for name, number in made.counts.items() if name.startswith("mined_")}
+    assert by_family.keys() <= names
+    assert len(by_family) >= 4
+    assert sum(by_family.values()) == made.counts["pairs"] > 0
+    assert made.counts["filtered_answer_too_long"] > 0
+
+
+def test_a_document_on_which_the_rules_fail_takes_no_neighbour_with_it() -> None:
+    def mine(document: str, seed: int, *, forbidden: object) -> list[MinedPair]:
+        if document == "b":
+            raise ValueError("no rule for this")
+        return [MinedPair(family="x", task="x", pair=Pair("q", f"{document}{seed}"))]
+
+    made_of = replace(recipe(engine={"name": "mined"}, seed=7), mine=mine)
+    made = support.synthesize(documents(["a", "b", "c"]), made_of, RuleWriter(recipe=made_of), concurrency=1)
+    found = shots(made)
+    assert [found[f"d{i}"].verdict for i in range(3)] == ["augmented", "dead-letter", "augmented"]
+    assert (found["d1"].reason, found["d1"].attempts) == ("rule-error", 1)
+    assert made.counts["mined_x"] == made.counts["pairs"] == 2
+    assert found["d2"].pairs[0].answer == "c7"
 
 
 def test_reference_compat_gives_a_lone_raw_document_its_extra_empty_text() -> None:
     made, _ = make(["a"], lambda p: "", compat="reference", layout="reference")
-    assert [row.text for row in made.rows] == ["a", ""]
+    assert [row.text for row in made.rows] == ["", "a"]
+    assert [len(row.shots) for row in made.rows] == [0, 1]
     assert made.counts["documents"] == 1
 
 
@@ -257,3 +289,67 @@ def test_counts_add_up_and_the_order_of_completion_changes_nothing(
     pairs = [pair for row in made.rows for shot in row.shots for pair in shot.pairs]
     assert counts.get("pairs", 0) == len(pairs)
     assert all(row.text for row in made.rows if row.shots[0].verdict != "dead-letter")
+
+
+def asks(*questions: str) -> str:
+    return "\n\n".join(f"<QUE> {question} <ANS> so it is </END>" for question in questions)
+
+
+OFTEN = {
+    "a": asks("What is a river?", "Where is it?"),
+    "b": asks("what is a river? ", "Who was there?"),
+    "c": asks("WHERE IS IT?"),
+    "d": asks("How long is the old river that flows through it?"),
+    "e": asks("How long is the old river that flows through it all?", "Why?"),
+}
+
+
+def answer_often(prompt: str) -> str:
+    return OFTEN[prompt.split("<CON> ")[-1][0]]
+
+
+def often(seed: int = 0, concurrency: int = 4, **filters: Any) -> MicroShard:
+    return make(list(OFTEN), answer_often, seed=seed, concurrency=concurrency, shots=1, filters=filters)[0]
+
+
+def questions_of(made: MicroShard) -> dict[str, list[str]]:
+    return {name: [pair.question for pair in shot.pairs] for name, shot in shots(made).items()}
+
+
+def test_questions_of_a_micro_shard_are_asked_once_and_the_first_document_keeps_them() -> None:
+    made = often(questionScope="micro-shard")
+    assert questions_of(made) == {
+        "d0": ["What is a river?", "Where is it?"],
+        "d1": ["Who was there?"],
+        "d2": [],
+        "d3": ["How long is the old river that flows through it?"],
+        "d4": ["How long is the old river that flows through it all?", "Why?"],
+    }
+    assert (shots(made)["d2"].verdict, shots(made)["d2"].reason) == ("raw", "no-pairs")
+    assert made.counts["filtered_duplicate_question"] == 2
+    assert made.counts["parsed_pairs"] == made.counts["pairs"] + 2 == 8
+    assert made.counts["augmented"] + made.counts["raw"] == 5
+
+
+def test_similar_questions_of_a_micro_shard_are_asked_once() -> None:
+    made = often(questionScope="micro-shard", questionSimilarity=0.8)
+    assert questions_of(made)["d4"] == ["Why?"]
+    assert made.counts["filtered_near_duplicate_question"] == 1
+    assert made.counts["parsed_pairs"] == made.counts["pairs"] + 3
+
+
+@pytest.mark.parametrize("filters", [{}, {"questionScope": "micro-shard", "deduplicateQuestions": False}])
+def test_documents_may_ask_the_same_unless_the_spec_says_otherwise(filters: dict[str, Any]) -> None:
+    assert often(**filters).counts["pairs"] == 8
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_which_chain_is_faster_does_not_decide_which_question_stays(seed: int, concurrency: int) -> None:
+    wanted = {"questionScope": "micro-shard", "questionSimilarity": 0.8}
+    assert often(seed, concurrency, **wanted) == often(**wanted)
+
+
+def test_a_chain_that_loses_a_document_to_an_earlier_one_goes_on_after_it() -> None:
+    made, _ = make(["a", "b", "c", "d"], answer_often, shots=4, filters={"questionScope": "micro-shard"})
+    assert [[shot.document for shot in row.shots] for row in made.rows] == [["d0", "d1"], ["d2"], ["d3"]]
+    assert made.counts["documents"] == 4

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructpt.synthesis import Pair, profiles
-from instructpt.synthesis.mined import FAMILIES, MINERS, mine
+from instructpt.synthesis.mined import FAMILIES, MINERS, mine, mine_tasks
 from instructpt.synthesis.mined.candidate import data, words
 from instructpt.synthesis.mined.text import MinedText
 from instructpt.synthesis.model import parts_of
@@ -104,7 +104,7 @@ def test_the_bytes_are_frozen():
     # These are rows of a corpus: a change of the rules is a change of the version of the code.
     document = "Maple Syrup\n\nSyrup is a sweet liquid. It is made from sap because sap holds sugar."
     assert [(pair.question, pair.answer) for pair in mine(document, 0, 3)] == [
-        ('Is this true according to the text: "It is made from sap because sap holds sugar"?', "yes"),
+        ('Does the text say this: "Syrup is not a sweet liquid"?', "no"),
         ('Does the text mention the word "title"?', "no"),
         ('What is the reason for this: "It is made from sap"?', "because sap holds sugar"),
     ]
@@ -212,9 +212,82 @@ def test_rules_of_reference_documentation(task: str, question: str, answer: str)
     assert (question, answer) in collect(REFERENCE_DOCUMENT)[task]
 
 
+WEATHER = """\
+Weather Notes
+
+Rain fell on the hills all night. Therefore, the river rose by morning. In other words, rain fills the river.
+Fog is common in the valley. In contrast, the hills are clear. The river authority, also known as Stream Board, keeps
+records. Stream Board measures rain with gauges. The authority measures snow. Similarly, it measures rain.
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "question", "answer"),
+    [
+        ("topic", "Which word does the text use most?", "rain"),
+        (
+            "consequence",
+            'What follows from this: "Rain fell on the hills all night"?',
+            "the river rose by morning",
+        ),
+        ("ground", 'What does this follow from: "the river rose by morning"?', "Rain fell on the hills all night"),
+        (
+            "restated",
+            'How else does the text put this: "Therefore, the river rose by morning"?',
+            "rain fills the river",
+        ),
+        (
+            "likeness",
+            'Does the text call these alike or unlike: "Fog is common in the valley" and "the hills are clear"?',
+            "unlike",
+        ),
+        (
+            "likeness",
+            'Does the text call these alike or unlike: "The authority measures snow" and "it measures rain"?',
+            "alike",
+        ),
+        (
+            "same-meaning",
+            'Do these say the same: "Stream Board measures rain with gauges." and "river authority measures rain with '
+            'gauges."?',
+            "yes",
+        ),
+        (
+            "continuation",
+            'Continue the text: "Fog is common in the valley."',
+            "In contrast, the hills are clear.",
+        ),
+    ],
+)
+def test_rules_of_discourse(task: str, question: str, answer: str):
+    assert (question, answer) in collect(WEATHER)[task]
+
+
+def test_another_name_says_the_same_and_another_word_does_not():
+    asked = collect(WEATHER)["same-meaning"]
+    assert {answer for _, answer in asked} == {"yes", "no"}
+    # Where both names stand, nothing is asked; a name put in is "yes" only if it is that of the same thing.
+    for question, answer in asked:
+        assert ("river authority measures" in question) == (answer == "yes")
+        assert "also known as" not in question
+
+
+def test_no_topic_where_two_words_are_as_frequent():
+    assert "topic" not in collect("Tea and milk. Tea and milk again. Some tea with milk for breakfast.")
+
+
+def test_every_family_is_found_in_one_document_and_spread():
+    found = [mine_tasks(WEATHER, seed, max_pairs=12) for seed in range(40)]
+    assert {pair.family for pairs in found for pair in pairs} == set(FAMILIES)
+    assert all(len({pair.family for pair in pairs}) >= 5 for pairs in found)
+    assert [[pair.pair for pair in pairs] for pairs in found] == [mine(WEATHER, seed, 12) for seed in range(40)]
+    assert all(pair.task in data()["questions"] for pairs in found for pair in pairs)
+
+
 def test_every_phrasing_has_a_rule_that_uses_it(candidates: dict[str, set[tuple[str, str]]]):
     more = "Switch it off so that it cools. It stops when the lamp is cold. It is the same as a clock."
-    used = candidates.keys() | collect(REFERENCE_DOCUMENT).keys() | collect(f"{more} Press it once.").keys()
+    documents = (REFERENCE_DOCUMENT, WEATHER, f"{more} Press it once.")
+    used = candidates.keys() | {task for document in documents for task in collect(document)}
     assert data()["questions"].keys() == used
 
 

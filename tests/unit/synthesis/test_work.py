@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructpt.corpus.manifest import Manifest, ShardEntry
-from instructpt.synthesis.microshard import is_converted, seed_of
+from instructpt.synthesis.microshard import is_converted
 from instructpt.synthesis.work import take
+from instructpt.synthesis.writers import seed_of
 
 ENTRIES = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12)
 

@@ -36,9 +36,9 @@ def test_nothing_else_is_served() -> None:
 
 
 def test_figures_that_are_not_given_stay() -> None:
-    progress = Progress()
+    progress = Progress(clock=lambda: 0.0)
     progress.update(done=1, total=2, unit="steps", gauges={"loss": 3.5})
     progress.update(done=2)
     assert progress.snapshot() == {
-        "done": 2, "total": 2, "unit": "steps", "counts": {}, "rates": {}, "gauges": {"loss": 3.5},
+        "done": 2, "total": 2, "unit": "steps", "per_second": 0.0, "counts": {}, "rates": {}, "gauges": {"loss": 3.5},
     }  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fakeapi import FakeApi, Mangler, as_it_is, eventually
 
+from instructpt_operator.runtime.backoff import ExponentialBackoff
 from instructpt_operator.runtime.informer import Informer
 
 from .conftest import Naps, Witness, agree, cached
@@ -216,3 +217,44 @@ def test_f4_requests_of_an_outage_are_counted_by_status(api: FakeApi, informer: 
     informer(client=client)
     eventually(lambda: client.calls[("watch", 200)] == 1)
     assert client.calls == {("list", 503): 1, ("list", 429): 1, ("list", 0): 1, ("list", 200): 1, ("watch", 200): 1}
+
+
+def test_f4_first_answer_after_an_outage_hurries_those_that_wait(api: FakeApi, informer: Make) -> None:
+    """With waits of half a minute one informer finds the server back; the other waits no longer than that."""
+    answered: list[str] = []
+    made = [informer(wait=None, on_answer=lambda: answered.append("answered")) for _ in range(2)]
+    eventually(lambda: len(api.watchers) == 2)
+    api.stop()
+    eventually(lambda: all(one._unanswered for one in made))
+    for one in made:
+        one._backoff = ExponentialBackoff(600.0, 600.0)
+    errors = [one.stats.errors for one in made]
+    eventually(lambda: all(one.stats.errors > before for one, before in zip(made, errors, strict=True)))
+    api.start()
+    api.put("a")
+    assert answered == [], "nobody knows yet"
+    made[0].hurry()
+    eventually(lambda: answered)
+    made[1].hurry()
+    for one in made:
+        agree(api, one)
+    lists = api.count("list")
+    for one in made:  # nothing to hurry
+        one.hurry()
+    assert api.count("list") == lists
+
+
+@pytest.mark.parametrize("code", ["503", "429"])
+def test_f4_a_server_that_answers_with_refusals_hurries_nobody(
+    api: FakeApi, informer: Make, naps: Naps, code: str
+) -> None:
+    answered: list[str] = []
+    made = informer(on_answer=lambda: answered.append("answered"))
+    eventually(lambda: api.watchers)
+    api.fault = lambda verb: code
+    api.end_watches()
+    eventually(lambda: len(naps.seconds) >= 3)
+    api.fault = lambda verb: None
+    eventually(lambda: api.watchers)
+    assert made.alive
+    assert answered == []

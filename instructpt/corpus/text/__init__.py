@@ -1,0 +1,1 @@
+"""Measures of texts that filters judge by: words and n-grams, repetition, language, similarity. Pure, no model."""

@@ -1,0 +1,115 @@
+"""Real workers against a real S3 server are killed while their engine is at work: the same documents come out."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3servers
+import synthesis_support as support
+from completion_server import Answer, Server, completion, in_thread
+
+from instructpt.api.base import StorageSpec
+from instructpt.api.runspec import ResolvedInput, RunSpec
+from instructpt.corpus.shards import iter_augmented, iter_corpus
+from instructpt.storage import open_store
+from instructpt.synthesis import worker
+from instructpt.synthesis.tokenization import load_tokenizer
+
+DOCUMENTS = 90
+WORKERS = 2
+KILLS_AT = (12, 40, 70)
+"""Completions after which a worker is killed."""
+
+
+class Model:
+    """Stands for a served synthesizer: slow enough that many requests overlap, and a function of the document."""
+
+    def __init__(self, folder: Path) -> None:
+        self._decode = load_tokenizer(folder).decode
+        self._rng = random.Random(3)
+        self._marks = list(KILLS_AT)
+        self.answered = 0
+        self.most_at_once = self._now = 0
+        self.mark = threading.Semaphore(0)
+
+    async def answer(self, number: int, body: dict[str, Any]) -> Answer:
+        self._now += 1
+        self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            await asyncio.sleep(self._rng.uniform(0.01, 0.2))
+        finally:
+            self._now -= 1
+        self.answered += 1
+        if self._marks and self.answered >= self._marks[0]:
+            self._marks.pop(0)
+            self.mark.release()
+        document = self._decode(body["prompt"]).rpartition("<CON>")[2]
+        kind = hashlib.sha256(document.encode()).digest()[0] % 8
+        return completion({0: "", 1: "no pair"}.get(kind, support.GOOD))
+
+
+def spec_for(corpus: ResolvedInput, model: Path, output: StorageSpec, endpoint: str) -> RunSpec:
+    engine = {"name": "openai", "endpoint": endpoint, "concurrency": 12, "args": {"backoff_seconds": 0.01}}
+    settings = {"sampling": {"contextWindow": 512, "maxTokens": 60}, "engine": engine, "shots": 2}
+    spec = support.make_spec(corpus, "unused", model=model, settings=settings, parallelism=WORKERS)
+    return spec.model_copy(update={"output": output})
+
+
+@pytest.mark.slow
+def test_killed_workers_lose_and_double_no_document(
+    s3_versitygw: s3servers.S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    for name, value in s3_versitygw.env.items():
+        monkeypatch.setenv(name, value)
+    folder = support.make_model(tmp_path / "model")
+    corpus = support.make_corpus(tmp_path, support.sentences(DOCUMENTS), per_shard=6)
+    where = {"endpoint": s3_versitygw.endpoint, "region": "us-east-1"}
+    output = StorageSpec(uri=f"s3://{s3_versitygw.bucket}/{tmp_path.name}-chaos", **where)
+    model = Model(folder)
+    with in_thread(Server(model.answer)) as server:
+        spec = spec_for(corpus, folder, output, server.endpoint)
+        _run_and_kill(spec, tmp_path, model)
+        served = model.answered
+        alone = spec_for(corpus, folder, StorageSpec(uri=str(tmp_path / "alone")), server.endpoint)
+        undisturbed = support.run_stage(alone, tmp_path / "s")
+    result = worker.finalize(spec.finalizer(), support.context(tmp_path / "s"))
+    assert result.counts["documents"] == DOCUMENTS
+    there = ResolvedInput(uri=output.uri, digest=result.digest, **where)
+    rows = list(iter_augmented(there))
+    found = [shot.document for row in rows for shot in row.shots]
+    assert sorted(found) == sorted(document.id for document in iter_corpus(corpus))
+    assert rows == list(iter_augmented(ResolvedInput(uri=undisturbed.uri)))
+    store = open_store(output.uri, access=output)
+    assert sum("/commits/" in info.key for info in store.list()) == result.counts["shards"] == 15
+    assert served > DOCUMENTS  # work was really lost and made again
+    assert model.most_at_once > 6  # more than one micro-shard's chains were under way
+
+
+def _run_and_kill(spec: RunSpec, folder: Path, model: Model) -> None:
+    """Workers until each has left by itself; one is killed at every mark, and started again under its name."""
+    rng = random.Random(11)
+    running: dict[str, subprocess.Popen[str]] = {}
+    for number in range(WORKERS):
+        running[f"w{number}"] = support.start_driver(spec, folder, f"w{number}")
+    try:
+        for _ in KILLS_AT:
+            assert model.mark.acquire(timeout=200)
+            name = rng.choice(sorted(running))
+            running[name].kill()
+            status, output = support.finish(running[name])
+            assert status in (support.KILLED, 0), output
+            running[name] = support.start_driver(spec, folder, name)
+        for process in running.values():
+            status, output = support.finish(process)
+            assert status == 0, output
+    finally:
+        for process in running.values():
+            process.kill()
