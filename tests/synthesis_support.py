@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import os
 import signal
 import subprocess
 import sys
@@ -198,8 +199,10 @@ def fingerprint(spec: RunSpec) -> tuple[bytes, list[Any]]:
     return store.get("manifest.json"), list(iter_augmented(ResolvedInput(uri=spec.output.uri)))
 
 
-def start_driver(spec: RunSpec, folder: Path, worker_id: str, *args: str) -> subprocess.Popen[str]:
-    """A worker in a process of its own."""
+def start_driver(
+    spec: RunSpec, folder: Path, worker_id: str, *args: str, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """A worker in a process of its own; ``env`` is added to this one's."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"spec-{worker_id}.json"
     path.write_text(spec.to_json())
@@ -207,6 +210,7 @@ def start_driver(spec: RunSpec, folder: Path, worker_id: str, *args: str) -> sub
         [sys.executable, str(DRIVER), str(path), worker_id, str(folder / worker_id), *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        env={**os.environ, **(env or {})},
         text=True,
     )
 
