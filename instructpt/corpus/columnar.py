@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from instructpt.corpus.document import Document
 from instructpt.corpus.records import Invalid, ReadOptions, Refused, document_of
-from instructpt.corpus.streams import Readable
 from instructpt.errors import ConfigError, CorpusError
+from instructpt.storage.piped import Readable
 
 Row = tuple[int, bool, Document | Invalid]
 """Row group or record batch, whether this is its last row, and what the row holds."""

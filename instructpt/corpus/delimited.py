@@ -15,7 +15,8 @@ from instructpt.corpus.records import (
     parse_object,
     too_long,
 )
-from instructpt.corpus.streams import CHUNK, Readable
+from instructpt.corpus.streams import CHUNK
+from instructpt.storage.piped import Readable
 
 Piece = tuple[int, int, bytes | None]
 """Start and end offset (the delimiter included) and content, None where it is longer than the limit."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from instructpt.api.v1alpha1.corpus import Split
 from instructpt.api.v1alpha1.synthesisjob import SplitName
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
-    """One text of a corpus.
+class Document(NamedTuple):
+    """One text of a corpus. A tuple, because millions are made.
 
     Attributes:
         id: Unique in its corpus: the value of ``idField``, or ``<object>#<ordinal in the object>``.

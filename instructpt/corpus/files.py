@@ -16,10 +16,11 @@ from instructpt.corpus.delimited import pieces
 from instructpt.corpus.readers import is_stream
 from instructpt.corpus.records import Refused, decode_text, parse_object
 from instructpt.corpus.sources import SourceObject, resolve_files
-from instructpt.corpus.streams import CHUNK, Readable, decompressed, random_access, readable_object
+from instructpt.corpus.streams import CHUNK, decompressed, random_access, readable_object
 from instructpt.errors import ConfigError, CorpusError
 from instructpt.storage import open_all
 from instructpt.storage.base import Store
+from instructpt.storage.piped import Readable
 
 FileFormat = Literal["auto", "jsonl", "parquet", "arrow", "text", "instructions"]
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from instructpt.corpus.streams import Readable
+from instructpt.storage.piped import Readable
 
 RECORD = np.dtype([("hash", "<u8"), ("ordinal", "<u8")])
 PASS_BYTES = 128 << 20

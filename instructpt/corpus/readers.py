@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 from instructpt.corpus.columnar import (
     Groups,
@@ -20,14 +21,14 @@ from instructpt.corpus.document import Document
 from instructpt.corpus.manifest import Span
 from instructpt.corpus.records import Invalid, ReadOptions
 from instructpt.corpus.sources import SourceObject
-from instructpt.corpus.streams import Readable, Tap, decompressed, random_access, readable_object
+from instructpt.corpus.streams import Tap, decompressed, decompressed_ahead, random_access, readable_object
 from instructpt.errors import CorpusError
 from instructpt.storage import open_all
 from instructpt.storage.base import Store
+from instructpt.storage.piped import Readable
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One record of an object.
 
     Attributes:
@@ -80,8 +81,7 @@ def read_object(
             for group, last, result in read(file, options, name=source.name):
                 yield Item(group + 1, last, result)
         return
-    with readable_object(source.uri), store.open(source.key) as raw:
-        stream = decompressed(Tap(raw, seen), source.compression)
+    with readable_object(source.uri), store.open(source.key) as raw, _opened(Tap(raw, seen), source) as stream:
         yield from _read_stream(stream, source, options)
 
 
@@ -93,6 +93,8 @@ def read_objects(
     seen: Callable[[bytes], object] = lambda _: None,
 ) -> Iterator[Item]:
     """Every record of several objects, in order; on S3 the next ones are fetched meanwhile.
+
+    What is compressed is decompressed in a thread, which also calls ``seen``.
 
     Args:
         store: Where they lie.
@@ -110,14 +112,19 @@ def read_objects(
             if not is_stream(source):
                 yield from read_object(store, source, options, seen=seen)
                 continue
-            with readable_object(source.uri):
-                stream = decompressed(Tap(next(streams), seen), source.compression)
+            with readable_object(source.uri), _opened(Tap(next(streams), seen), source) as stream:
                 yield from _read_stream(stream, source, options)
 
 
 def is_stream(source: SourceObject) -> bool:
     """Whether an object is always read from its first byte to its last."""
     return source.format in ("jsonl", "text") or (source.format == "arrow" and source.compression is not None)
+
+
+def _opened(raw: Tap, source: SourceObject) -> AbstractContextManager[Readable]:
+    if source.format == "arrow":  # Arrow reads by the message: its pieces are no chunks
+        return contextlib.nullcontext(decompressed(raw, source.compression))
+    return decompressed_ahead(raw, source.compression)
 
 
 def _read_stream(stream: Readable, source: SourceObject, options: ReadOptions) -> Iterator[Item]:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Literal, Protocol, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import pyarrow as pa
 
 from instructpt.errors import CorpusError
 from instructpt.storage.base import Store
+from instructpt.storage.piped import Begun, Piped, Readable
 
 Compression = Literal["gzip", "zstd"]
 
 CHUNK = 1 << 20
 _REMOTE_BLOCK = 1 << 20
-
-
-class Readable(Protocol):
-    """What the readers need of a stream."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """At most ``size`` bytes; empty at the end."""
+_AHEAD_BYTES = 2 << 20
 
 
 class Tap:
@@ -57,6 +53,26 @@ def decompressed(stream: Readable, compression: Compression | None) -> Readable:
         return stream
     plain = stream if isinstance(stream, Tap) else Tap(stream, lambda _: None)
     return cast("Readable", pa.CompressedInputStream(pa.PythonFile(plain, mode="r"), compression))
+
+
+@contextlib.contextmanager
+def decompressed_ahead(stream: Readable, compression: Compression | None) -> Iterator[Readable]:
+    """As :func:`decompressed`; what is longer than a chunk is decompressed in a thread while the caller works.
+
+    Decompression holds no lock of Python's, and neither does hashing what goes by.
+    """
+    plain = decompressed(stream, compression)
+    if compression is None or len(first := plain.read(CHUNK)) < CHUNK:
+        yield plain if compression is None else Begun(first, plain)
+        return
+    piped = Piped(_AHEAD_BYTES)
+    thread = threading.Thread(target=piped.pump, args=(plain,), name="decompress", daemon=True)
+    thread.start()
+    try:
+        yield Begun(first, piped)
+    finally:
+        piped.close()
+        thread.join()
 
 
 @contextlib.contextmanager

@@ -21,10 +21,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 from instructpt.storage.base import Store
 from instructpt.storage.credentials import POOL_CONNECTIONS
+from instructpt.storage.piped import CHUNK, Begun, Piped, Readable
 from instructpt.storage.s3 import S3Store
 
 THREADS = POOL_CONNECTIONS
@@ -33,19 +34,11 @@ THREADS = POOL_CONNECTIONS
 SHARE_BYTES = 2 << 20
 """Bytes of one object that may wait for the caller."""
 
-_CHUNK = 1 << 20
 _SEEN = 3
 """Requests that are looked at before threads are started."""
 _WINDOW = 9
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-
-
-class Readable(Protocol):
-    """An open object."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """At most ``size`` bytes; empty at the end."""
 
 
 class Width:
@@ -81,7 +74,7 @@ class Width:
                 self.value = max(self.value, min(self._most, max(2, wanted)))
 
 
-class AheadStream:
+class AheadStream(Piped):
     """One object that a thread fetches and the caller reads. Only :class:`ReadAhead` makes it.
 
     Args:
@@ -90,15 +83,8 @@ class AheadStream:
     """
 
     def __init__(self, limit: int, width: Width) -> None:
-        self._limit = limit
+        super().__init__(limit)
         self._width = width
-        self._chunks: deque[bytes] = deque()
-        self._waiting = 0
-        self._ended = False
-        self._abandoned = False
-        self._error: BaseException | None = None
-        self._changed = threading.Condition()
-        self.closed = False
 
     def fill(self, store: Store, key: str) -> None:
         """Fetch the object; the body of the thread. What goes wrong is raised where the caller reads."""
@@ -107,62 +93,14 @@ class AheadStream:
                 return
             began, at_work = time.perf_counter(), time.thread_time()
             with store.open(key) as stream:
-                data = stream.read(_CHUNK)
-                self._width.took(
-                    time.perf_counter() - began, time.thread_time() - at_work, is_large=len(data) == _CHUNK
-                )
-                while data and self._give(data):
-                    data = stream.read(_CHUNK)
+                data = stream.read(CHUNK)
+                self._width.took(time.perf_counter() - began, time.thread_time() - at_work, is_large=len(data) == CHUNK)
+                if data and self._give(data):
+                    self._pass_on(stream)
         except BaseException as error:  # whatever it is, the caller's thread raises it
             self._error = error
         finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
-
-    def _give(self, data: bytes) -> bool:
-        """Hand over a chunk, once there is room; False where nobody wants it any more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._abandoned or self._waiting < self._limit)
-            if self._abandoned:
-                return False
-            self._chunks.append(data)
-            self._waiting += len(data)
-            self._changed.notify_all()
-            return True
-
-    def read(self, size: int = -1, /) -> bytes:
-        """At most ``size`` bytes, everything that is left where it is negative; empty at the end.
-
-        Raises:
-            InstructPTError: What ``Store.open`` or its stream raised.
-        """
-        if size < 0:
-            return b"".join(iter(lambda: self.read(_CHUNK), b""))
-        with self._changed:
-            self._changed.wait_for(lambda: bool(self._chunks) or self._ended)
-            if not self._chunks:
-                if self._error is not None:
-                    raise self._error
-                return b""
-            data = self._chunks.popleft()
-            if len(data) > size:
-                self._chunks.appendleft(data[size:])
-                data = data[:size]
-            self._waiting -= len(data)
-            self._changed.notify_all()
-            return data
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def close(self) -> None:
-        """Let go of the object: the thread stops fetching it."""
-        with self._changed:
-            self._abandoned = self.closed = True
-            self._chunks.clear()
-            self._changed.notify_all()
+            self._end()
 
 
 class ReadAhead:
@@ -217,27 +155,10 @@ class ReadAhead:
     def _on_the_spot(self, key: str) -> Iterator[Readable]:
         began, at_work = time.perf_counter(), time.thread_time()
         with self._store.open(key) as stream:
-            data = stream.read(_CHUNK)
-            is_large = len(data) == _CHUNK
+            data = stream.read(CHUNK)
+            is_large = len(data) == CHUNK
             self._width.took(time.perf_counter() - began, time.thread_time() - at_work, is_large=is_large)
-            yield _Begun(data, stream) if is_large else io.BytesIO(data)
-
-
-class _Begun:
-    """A stream of which the first bytes were read."""
-
-    def __init__(self, first: bytes, rest: Readable) -> None:
-        self._first = first
-        self._rest = rest
-
-    def read(self, size: int = -1, /) -> bytes:
-        if size < 0:
-            first, self._first = self._first, b""
-            return first + self._rest.read()
-        if not self._first:
-            return self._rest.read(size)
-        data, self._first = self._first[:size], self._first[size:]
-        return data
+            yield Begun(data, stream) if is_large else io.BytesIO(data)
 
 
 def open_all(store: Store, keys: Iterable[str]) -> Generator[Readable, None, None]:
