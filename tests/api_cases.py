@@ -341,6 +341,20 @@ CASES = (
         {"init": {"from": "a/b", "preset": "tiny"}},
     ),
     Case(
+        "ModelInit",
+        "config cannot be laid over",
+        "TrainingJob",
+        {"init": {"preset": "llama3-8b"}},
+        {"init": {"preset": "llama3-8b", "config": {"hidden_size": 64}}},
+    ),
+    Case(
+        "MixtureSource",
+        "weight or repeats",
+        "TrainingJob",
+        {"mixture": [{"ref": REF, "repeats": 4, "maxTokens": "8B"}, {"ref": REF, "name": "b", "weight": 2}]},
+        {"mixture": [{"ref": REF, "repeats": 4, "weight": 2}]},
+    ),
+    Case(
         "TokenizerSpec",
         "tokenizer needs exactly one",
         "TrainingJob",

@@ -109,6 +109,8 @@ class TrainSource(ResolvedInput):
     name: str
     weight: float
     max_repeats: int
+    repeats: int | None = None
+    max_tokens: int | None = None
 
 
 class TrainRun(ApiModel):

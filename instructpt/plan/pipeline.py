@@ -284,9 +284,16 @@ def _merged(mixture: Iterable[MixtureSource]) -> tuple[MixtureSource, ...]:
         twin = next((i for i, e in enumerate(entries) if entry.source == "raw" and e.source == "raw"), None)
         if twin is None:
             entries.append(entry)
-        else:
-            weight = entries[twin].weight + entry.weight
-            entries[twin] = entries[twin].model_copy(update={"weight": weight})
+            continue
+        both = (entries[twin], entry)
+        if any(e.repeats is not None or e.max_tokens is not None for e in both):
+            raise ConfigError(
+                "holds for augmented or raw, which are one source in the arm vanilla",
+                field="spec.training.mixture[].repeats",
+                value=next(e.repeats or e.max_tokens for e in both if e.repeats or e.max_tokens),
+                fix="give the arm vanilla a mixture of its own (arms[].training.mixture)",
+            )
+        entries[twin] = entries[twin].model_copy(update={"weight": both[0].weight + both[1].weight})
     return tuple(entries)
 
 

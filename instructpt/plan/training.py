@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from instructpt.api.base import StorageSpec
-from instructpt.api.presets import architecture
+from instructpt.api.presets import architecture, known_shape
+from instructpt.api.quotas import Share, share_tokens
 from instructpt.api.runspec import (
     InitRun,
     PackRun,
@@ -30,7 +33,7 @@ def plan_training(
     step: str = "train",
     arm: str | None = None,
 ) -> ResolvedInput | None:
-    """Preparation of each source on its own, so that jobs share it, then training (protocols.md 6).
+    """Preparation of each source on its own, so that jobs share it, then training.
 
     Args:
         builder: Collects the stages.
@@ -69,6 +72,7 @@ def plan_training(
             )  # fmt: skip
         )
     pack_steps = tuple(f"{step}.pack-{source_name(i, m)}" for i, m in enumerate(spec.mixture))
+    _check_budget(builder, spec, packed)
     train = None
     ready = tokenizer is not None and (spec.init.ref is None or init is not None)
     if ready and tokenizer is not None and all(p is not None for p in packed):
@@ -97,14 +101,47 @@ def _check(spec: TrainingJobSpec) -> None:
                 value=name,
                 fix="give each its own name",
             )
-    positions = architecture(spec.init.preset, spec.init.config).get("max_position_embeddings")
+    config = architecture(spec.init.preset, spec.init.config) or known_shape(spec.init.from_)
+    positions = config.get("max_position_embeddings")
     if isinstance(positions, int) and spec.sequence_length > positions:
         raise ConfigError(
             f"the model has {positions} positions",
             field="spec.sequenceLength",
             value=spec.sequence_length,
-            fix=f"use {positions} or less, or set init.config.max_position_embeddings",
+            fix=f"use {positions} or less"
+            + ("" if spec.init.model else ", or set init.config.max_position_embeddings"),
         )
+    if all(entry.repeats is not None for entry in spec.mixture):
+        raise ConfigError(
+            "every source has repeats, so none can fill the budget",
+            field="spec.mixture",
+            value=len(spec.mixture),
+            fix="give one source a weight instead of repeats",
+        )
+
+
+def _check_budget(builder: PlanBuilder, spec: TrainingJobSpec, packed: Sequence[ResolvedInput | None]) -> None:
+    """Refuse a mixture that its sources cannot fill as soon as all are packed: before a GPU is asked for.
+
+    Raises:
+        ConfigError: With the numbers.
+    """
+    results = {stage.result.digest: stage.result for stage in builder.stages if stage.result and stage.kind == "pack"}
+    found = [results.get(p.digest or "") if p is not None else None for p in packed]
+    if any(result is None or "tokens" not in result.counts for result in found):
+        return
+    shares = [
+        Share(
+            name=source_name(i, entry), available=result.counts["tokens"], weight=entry.weight, repeats=entry.repeats,
+            max_tokens=entry.max_tokens, max_repeats=entry.max_repeats or spec.max_repeats,
+        )
+        for i, (entry, result) in enumerate(zip(spec.mixture, found, strict=True))
+        if result is not None
+    ]  # fmt: skip
+    try:
+        share_tokens(spec.tokens, shares)
+    except ConfigError as error:
+        raise ConfigError(error.message, field=f"spec.{error.field}", value=error.value, fix=error.fix) from error
 
 
 def source_name(index: int, entry: MixtureSource) -> str:
@@ -149,7 +186,7 @@ def _plan_tokenizer(
     if wanted is None and spec.init.preset == "tiny":
         wanted = TokenizerSpec(train=TokenizerTrain(vocab_size=DEFAULT_TINY_VOCABULARY))
     if wanted is None:
-        return (ResolvedInput(uri=spec.init.from_) if spec.init.from_ else init), ()
+        return (ResolvedInput(uri=spec.init.model) if spec.init.model else init), ()
     if wanted.from_ is not None:
         return ResolvedInput(uri=wanted.from_), ()
     assert wanted.train is not None
@@ -181,8 +218,8 @@ def _by_content(prepared: StorageSpec, kind: str, builder: PlanBuilder, section:
 def _train_section(
     spec: TrainingJobSpec, tokenizer: ResolvedInput, packed: list[ResolvedInput], init: ResolvedInput | None
 ) -> TrainRun:
-    if spec.init.from_ is not None:
-        init_run = InitRun(model=ResolvedInput(uri=spec.init.from_))
+    if spec.init.model is not None:
+        init_run = InitRun(model=ResolvedInput(uri=spec.init.model))
     elif init is not None:
         init_run = InitRun(model=init)
     else:
@@ -192,7 +229,7 @@ def _train_section(
         sources=tuple(
             TrainSource(
                 name=source_name(i, entry), weight=entry.weight, max_repeats=entry.max_repeats or spec.max_repeats,
-                **dict(place),
+                repeats=entry.repeats, max_tokens=entry.max_tokens, **dict(place),
             )
             for i, (entry, place) in enumerate(zip(spec.mixture, packed, strict=True))
         ),

@@ -117,6 +117,8 @@ class TokenSource:
             name=self._source.name,
             weight=self._source.weight,
             max_repeats=self._source.max_repeats,
+            repeats=self._source.repeats,
+            max_tokens=self._source.max_tokens,
             tokens=_joined([shard.row_sizes for shard in self._shards]),
             documents=_joined([shard.row_documents for shard in self._shards]),
         )

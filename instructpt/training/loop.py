@@ -31,7 +31,7 @@ from instructpt.training.engine import Engine, EngineSettings, Ranks, on_all, st
 from instructpt.training.errors import Preempted
 from instructpt.training.export import CARD, model_card, write_model
 from instructpt.training.files import file_entries
-from instructpt.training.mixture import Mixture, Slot
+from instructpt.training.mixture import Mixture, Slot, slots_of_rank
 from instructpt.training.model import PackedCausalLM, build_model, load_model
 from instructpt.training.outputs import clear, result_key
 from instructpt.training.schedule import learning_rate
@@ -175,7 +175,7 @@ class Trainer:
         slots = self._mixture.step(step)
         targets = sum(self._targets(slot) for slot in slots)
         began = time.monotonic()
-        rows = [self._row(slot) for slot in slots[ranks.rank :: ranks.world_size]]
+        rows = [self._row(slot) for slot in slots_of_rank(slots, ranks.rank, ranks.world_size)]
         batches = micro_batches(rows, self._micro_rows, self._micro_batches, section.sequence_length, self._encoder.pad)
         waited = time.monotonic() - began
         sums = torch.zeros(2, dtype=torch.float64, device=engine.device)

@@ -1,14 +1,16 @@
-"""The order of training: which packed row stands at (seed, step, slot), by arithmetic (protocols.md 6).
+"""The order of training: which packed row stands at (seed, step, slot), by arithmetic.
 
-Each source gets a quota of tokens by its weight; the quotas add up to the budget exactly. A source is read in an order
-drawn by (seed, source, pass); where it is exhausted it is read again in another order. The last row that a source
-gives is trimmed to its quota, so that the achieved mixture and the budget are exact. Sources are interleaved evenly:
-row j of the k rows of a source stands at (2j + 1) / 2k of the run. Nothing here knows ranks: the order is the same for
-any world size, and resuming at a step costs the same wherever it is.
+Each source gets a quota of tokens (:mod:`instructpt.api.quotas`: repeats, weights, caps); the quotas add up to the
+budget exactly. A source is read in an order drawn by (seed, source, pass); where it is exhausted it is read again in
+another order. The last row that a source gives is trimmed to its quota, so that the achieved mixture and the budget
+are exact. Sources are interleaved evenly: row j of the k rows of a source stands at (2j + 1) / 2k of the run. The
+order does not depend on the number of ranks: a rank takes every n-th row of a step. Resuming at a step costs the same
+wherever it is.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instructpt.errors import ConfigError
+from instructpt.api.quotas import Share, share_tokens
 from instructpt.training.permutation import permutation
 
 Ints = NDArray[np.int64]
@@ -29,10 +31,12 @@ class SourceRows:
 
     Attributes:
         name: In receipts; decides the order together with the seed.
-        weight: Share of the tokens, relative to the other sources.
+        weight: Share of the tokens, relative to the other sources; not read where ``repeats`` is set.
         max_repeats: Passes over it at most.
         tokens: Shape (rows,): non-padding tokens of each row.
         documents: Shape (rows,): documents that begin in each row.
+        repeats: Passes over it, exactly so many; None shares by weight.
+        max_tokens: Tokens of it at most.
     """
 
     name: str
@@ -40,6 +44,15 @@ class SourceRows:
     max_repeats: int
     tokens: Ints
     documents: Ints
+    repeats: int | None = None
+    max_tokens: int | None = None
+
+    def share(self) -> Share:
+        """What it is to give."""
+        return Share(
+            name=self.name, available=int(self.tokens.sum(dtype=np.int64)), weight=self.weight, repeats=self.repeats,
+            max_tokens=self.max_tokens, max_repeats=self.max_repeats,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +72,27 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceReceipt:
-    """What a run takes from one source."""
+    """What a run takes from one source.
+
+    Attributes:
+        weight: As declared; None where ``repeats`` decides.
+        repeats: As declared.
+        max_tokens: As declared.
+        tokens: Non-padding tokens, exactly.
+        share: Of the tokens of the run.
+        rows: Packed rows, repeated ones counted each time.
+        unique_rows: Different ones.
+        unique_documents: Documents that begin in them.
+        passes: Over the source.
+        tokens_available: Of one pass.
+    """
 
     name: str
-    weight: float
+    weight: float | None
+    repeats: int | None
+    max_tokens: int | None
     tokens: int
+    share: float
     rows: int
     unique_rows: int
     unique_documents: int
@@ -85,7 +114,8 @@ class Mixture:
         seed: Of the order.
 
     Raises:
-        ConfigError: A source has fewer tokens than its quota, even when read ``max_repeats`` times.
+        ConfigError: A source is empty or has fewer tokens than its quota, even when read ``max_repeats`` times; or
+            repeats and caps do not come to the budget.
     """
 
     def __init__(self, sources: Sequence[SourceRows], *, tokens: int, batch_rows: int, seed: int) -> None:
@@ -93,39 +123,20 @@ class Mixture:
         self.tokens = tokens
         self.batch_rows = batch_rows
         self._seed = seed
-        self._available = [int(s.tokens.sum()) for s in self.sources]
-        self.quotas = split_tokens(tokens, [s.weight for s in self.sources])
-        for index in range(len(self.sources)):
-            self._check(index)
+        shares = [source.share() for source in self.sources]
+        self._available = [share.available for share in shares]
+        self.quotas = share_tokens(tokens, shares)
         self._orders: dict[int, tuple[int, Ints]] = {}
         self._plans = [self._plan(index) for index in range(len(self.sources))]
         self.rows = sum(self._plans)
         self.steps = -(-self.rows // batch_rows)
 
-    def _check(self, index: int) -> None:
-        source, quota, there = self.sources[index], self.quotas[index], self._available[index]
-        if quota <= there * source.max_repeats:
-            return
-        share = quota / self.tokens
-        most = int(there * source.max_repeats / share)
-        needed = f"maxRepeats to {-(-quota // there)}" if there else "the number of documents"
-        raise ConfigError(
-            f"source {source.name!r} is to give {quota:,} tokens, but has {there:,} and may be read "
-            f"{source.max_repeats} times",
-            field="tokens",
-            value=self.tokens,
-            fix=f"lower tokens to {most}, raise {needed}, or lower the source's weight",
-        )
-
     def _plan(self, index: int) -> int:
         """Rows that a source gives."""
-        there = self._available[index]
-        if there == 0:
-            return 0
-        passes, rest = divmod(self.quotas[index], there)
+        passes, rest = divmod(self.quotas[index], self._available[index])
         rows = passes * len(self.sources[index].tokens)
         if rest:
-            running = np.cumsum(self.sources[index].tokens[self._order(index, passes)])
+            running = np.cumsum(self.sources[index].tokens[self._order(index, passes)], dtype=np.int64)
             rows += int(np.searchsorted(running, rest)) + 1
         return int(rows)
 
@@ -161,7 +172,7 @@ class Mixture:
         row = int(order[at])
         tokens = int(source.tokens[row])
         if ordinal == self._plans[index] - 1:
-            before = number * self._available[index] + int(source.tokens[order[:at]].sum())
+            before = number * self._available[index] + int(source.tokens[order[:at]].sum(dtype=np.int64))
             tokens = self.quotas[index] - before
         return Slot(source=index, row=row, tokens=tokens)
 
@@ -176,26 +187,22 @@ class Mixture:
         there = self._available[index]
         return SourceReceipt(
             name=source.name,
-            weight=source.weight,
+            weight=None if source.repeats is not None else source.weight,
+            repeats=source.repeats,
+            max_tokens=source.max_tokens,
             tokens=self.quotas[index],
+            share=round(self.quotas[index] / self.tokens, 9),
             rows=rows,
             unique_rows=once,
-            unique_documents=int(used.sum()),
-            passes=round(self.quotas[index] / there, 6) if there else 0.0,
+            unique_documents=int(used.sum(dtype=np.int64)),
+            passes=round(self.quotas[index] / there, 6),
             tokens_available=there,
         )
 
 
-def split_tokens(tokens: int, weights: Sequence[float]) -> list[int]:
-    """A budget by weights, in whole tokens that add up to it (largest remainder, the first source wins ties)."""
-    exact = [Fraction(w) for w in weights]
-    total = sum(exact)
-    wanted = [tokens * w / total for w in exact]
-    parts = [int(w) for w in wanted]
-    by_rest = sorted(range(len(parts)), key=lambda i: (parts[i] - wanted[i], i))
-    for index in by_rest[: tokens - sum(parts)]:
-        parts[index] += 1
-    return parts
+def slots_of_rank(slots: Sequence[Slot], rank: int, world_size: int) -> Sequence[Slot]:
+    """The rows of a step that one rank computes: every ``world_size``-th, from the rank's own number on."""
+    return slots[rank::world_size]
 
 
 def positions_before(first: int, counts: Sequence[int]) -> list[int]:
@@ -220,10 +227,14 @@ def _place(ordinal: int, count: int) -> Fraction:
     return Fraction(2 * ordinal + 1, 2 * count)
 
 
-def _merge(taken: list[int], counts: Sequence[int]) -> Iterator[int]:
-    """The source of each next position; the caller adds to ``taken`` after each."""
-    while True:
-        left = [i for i in range(len(counts)) if taken[i] < counts[i]]
-        if not left:
-            return
-        yield min(left, key=lambda i: (_place(taken[i], counts[i]), i))
+def _merge(taken: Sequence[int], counts: Sequence[int]) -> Iterator[int]:
+    """The source of each next position, from what is taken on."""
+    heap = [(_place(t, k), i, t) for i, (t, k) in enumerate(zip(taken, counts, strict=True)) if t < k]
+    heapq.heapify(heap)
+    while heap:
+        _, source, ordinal = heap[0]
+        yield source
+        if ordinal + 1 < counts[source]:
+            heapq.heapreplace(heap, (_place(ordinal + 1, counts[source]), source, ordinal + 1))
+        else:
+            heapq.heappop(heap)

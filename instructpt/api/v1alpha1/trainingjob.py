@@ -24,11 +24,12 @@ from instructpt.api.base import (
     storage_fits,
 )
 from instructpt.api.common import CommonStatus, Resources, RunPolicy
+from instructpt.api.presets import CONTINUED
 from instructpt.api.transitions import transition_rules
 from instructpt.api.v1alpha1.synthesisjob import SplitName
 
 Objective = Literal["Pretraining", "SynthesizerTuning", "InstructionTuning"]
-Preset = Literal["tiny", "500m", "1.3b"]
+Preset = Literal["tiny", "125m", "350m", "500m", "1.3b", "llama3-8b"]
 
 
 class ModelInit(ApiModel):
@@ -43,7 +44,10 @@ class ModelInit(ApiModel):
         ),
     ] = None
     ref: Annotated[ObjectRef | None, Field(default=None, description="TrainingJob whose export is continued.")] = None
-    preset: Annotated[Preset | None, Field(default=None, description="Named architecture, from scratch.")] = None
+    preset: Annotated[
+        Preset | None,
+        Field(default=None, description="Named architecture, from scratch; llama3-8b continues the published weights."),
+    ] = None
     config: Annotated[
         Mapping[str, Any] | None,
         Field(
@@ -59,7 +63,18 @@ class ModelInit(ApiModel):
             "(has(self.from) ? 1 : 0) + (has(self.ref) ? 1 : 0) + (has(self.preset) || has(self.config) ? 1 : 0) == 1",
             lambda s: sum((s.from_ is not None, s.ref is not None, s.preset is not None or s.config is not None)) == 1,
         ),
+        Rule(
+            "config cannot be laid over preset llama3-8b, which continues published weights; drop config, or give a "
+            "whole config to train from scratch",
+            "!has(self.config) || !has(self.preset) || self.preset != 'llama3-8b'",
+            lambda s: s.config is None or s.preset not in CONTINUED,
+        ),
     )
+
+    @property
+    def model(self) -> str | None:
+        """The published or own model that is continued, by ``from`` or by a preset; None where weights are new."""
+        return self.from_ or CONTINUED.get(self.preset or "")
 
 
 class TokenizerTrain(ApiModel):
@@ -143,14 +158,40 @@ class MixtureSource(Access):
         str, Field(default="answer", max_length=253, description="Of instructions: field that holds the answer.")
     ] = "answer"
     weight: Annotated[
-        float, Field(default=1.0, gt=0, description="Share of the tokens, relative to the other sources.")
+        float,
+        Field(
+            default=1.0,
+            gt=0,
+            description="Share of the tokens that repeats leave, relative to the other sources with a weight.",
+        ),
     ] = 1.0
+    repeats: Annotated[
+        int | None,
+        Field(
+            default=None,
+            ge=1,
+            le=1000,
+            description="Passes over this source, exactly so many, whatever its size; empty shares by weight.",
+        ),
+    ] = None
+    max_tokens: Annotated[
+        Count | None,
+        Field(
+            default=None,
+            description="Cap: tokens of this source at most over the run; the rest goes to the sources with a weight.",
+        ),
+    ] = None
     max_repeats: Annotated[
         int | None,
         Field(default=None, ge=1, le=1000, description="Passes over this source at most; empty takes the job's."),
     ] = None
     rules: ClassVar[tuple[Rule, ...]] = (
         must_name("ref", "SynthesisJob", "Corpus"),
+        Rule(
+            "a mixture entry has weight or repeats, not both: repeats says how much is taken",
+            "!has(self.repeats) || !has(self.weight) || self.weight == 1.0",
+            lambda s: s.repeats is None or s.weight == 1.0,
+        ),
         Rule(
             "a mixture entry with uri needs format: augmented or corpus for a prefix with a manifest; instructions, "
             "jsonl, parquet, arrow or text for files",
@@ -297,9 +338,9 @@ class TrainingSettings(ApiModel):
             "a preset or config from scratch must name a tokenizer (tokenizer.from or tokenizer.train); only "
             "preset tiny has a default",
             "has(self.tokenizer) || has(self.init.from) || has(self.init.ref) || "
-            "(has(self.init.preset) && self.init.preset == 'tiny')",
+            "(has(self.init.preset) && self.init.preset in ['tiny', 'llama3-8b'])",
             lambda s: (
-                s.tokenizer is not None or s.init.from_ is not None or s.init.ref is not None or s.init.preset == "tiny"
+                s.tokenizer is not None or s.init.model is not None or s.init.ref is not None or s.init.preset == "tiny"
             ),
         ),
     )

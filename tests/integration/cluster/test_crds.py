@@ -124,7 +124,10 @@ COUNT_FIELDS = (
     ("Corpus", "maxDocumentBytes"),
     ("SynthesisJob", "maxDocuments"),
     ("TrainingJob", "tokens"),
+    ("TrainingJob", "mixture[].maxTokens"),
     ("InstructionPretraining", "training.tokens"),
+    ("InstructionPretraining", "training.mixture[].maxTokens"),
+    ("InstructionPretraining", "arms[].training.mixture[].maxTokens"),
     ("InstructionPretraining", "corpus.maxDocumentBytes"),
     ("InstructionPretraining", "synthesis.synthesizer.tune.tokens"),
 )
@@ -155,6 +158,9 @@ def test_a_count_is_a_whole_number_above_zero(apiserver: ApiServer, namespace: s
         if "tune" in path:
             obj["spec"]["synthesis"]["synthesizer"].pop("model")
             obj["spec"]["corpus"]["split"] = {"tune": 0.2, "train": 0.7, "heldOut": 0.1}
+        if kind == "InstructionPretraining" and "mixture" in path:
+            training = obj["spec"]["arms"][0]["training"] if "arms" in path else obj["spec"]["training"]
+            training["mixture"][0]["source"] = "raw"
         code, answer = dry(apiserver, namespace, obj)
         assert (code == 201) is fits, (value, answer)
         if not fits:

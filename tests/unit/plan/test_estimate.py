@@ -17,7 +17,7 @@ MACHINE = Machine(cores=2, memory_bytes=8 << 30)
 def test_parameters_are_counted_as_transformers_counts_them(preset: str) -> None:
     config = dict(PRESETS[preset])
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config, vocab_size=4096))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**config, "vocab_size": 4096}))
     assert num_parameters(config, 4096) == sum(p.numel() for p in model.parameters())
 
 

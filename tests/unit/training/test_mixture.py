@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructpt.errors import ConfigError
-from instructpt.training.mixture import Mixture, SourceRows, positions_before, split_tokens
+from instructpt.training.mixture import Mixture, SourceRows, positions_before, slots_of_rank
 
 
 def rows(name, tokens, weight=1.0, max_repeats=50):
@@ -99,10 +100,57 @@ def test_exhausted_source_is_refused_with_the_numbers():
 
 
 def test_empty_source_is_refused():
-    with pytest.raises(ConfigError, match="has 0"):
+    with pytest.raises(ConfigError, match="'none' is empty: it has 0 tokens"):
         Mixture([rows("none", [])], tokens=10, batch_rows=2, seed=1)
 
 
-def test_split_tokens_adds_up():
-    assert split_tokens(10, [1, 1, 1]) == [4, 3, 3]
-    assert split_tokens(1_000_000_007, [0.7, 0.3]) == [700000005, 300000002]
+def test_repeats_and_caps_are_exact_and_stand_in_the_receipt():
+    made = [rows("raw", [97] * 40), rows("tuning", range(3, 20)), rows("capped", [50] * 9)]
+    made[1] = replace(made[1], repeats=4)
+    made[2] = replace(made[2], max_tokens=120)
+    mix = Mixture(made, tokens=5000, batch_rows=8, seed=2)
+    slots = [slot for step in range(mix.steps) for slot in mix.step(step)]
+    given = [sum(s.tokens for s in slots if s.source == i) for i in range(3)]
+    assert given == mix.quotas == [5000 - 748 - 120, 4 * 187, 120]
+    seen = [s.row for s in slots if s.source == 1]
+    assert all(seen.count(row) == 4 for row in range(17))
+    receipt = {r.name: r.to_dict() for r in mix.receipt()}
+    assert receipt["tuning"] | {"documents": 0} == {
+        "name": "tuning", "weight": None, "repeats": 4, "max_tokens": None, "tokens": 748, "share": 0.1496, "rows": 68,
+        "unique_rows": 17, "unique_documents": 17, "passes": 4.0, "tokens_available": 187, "documents": 0,
+    }  # fmt: skip
+    assert receipt["capped"]["max_tokens"] == 120
+    assert sum(r["share"] for r in receipt.values()) == pytest.approx(1)
+
+
+@given(sources=sources, seed=st.integers(0, 2**31 - 1), per_rank=st.integers(1, 2), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_order_is_the_same_for_any_world_size(sources, seed, per_rank, data):
+    made = [rows(f"s{i}", t, w) for i, (t, w) in enumerate(sources)]
+    tokens = sum(int(s.tokens.sum()) for s in made)
+    try:
+        mix = Mixture(made, tokens=tokens, batch_rows=8 * per_rank, seed=seed)
+    except ConfigError:
+        return
+    step = data.draw(st.integers(0, mix.steps - 1))
+    alone = slots_of_rank(mix.step(step), 0, 1)
+    for world_size in (2, 4, 8):
+        # Each rank builds its own mixture and jumps to the step, as after a restart.
+        parts = [
+            slots_of_rank(Mixture(made, tokens=tokens, batch_rows=8 * per_rank, seed=seed).step(step), r, world_size)
+            for r in range(world_size)
+        ]
+        together = [parts[i % world_size][i // world_size] for i in range(len(alone))]
+        assert together == list(alone)
+        assert sum(len(part) for part in parts) == len(alone)
+
+
+def test_a_late_step_is_reached_without_the_steps_before_it(monkeypatch):
+    mix = Mixture([rows("a", [5] * 5000), rows("b", [7] * 3000, 2.0)], tokens=45_000, batch_rows=4, seed=5)
+    calls = []
+    slot = Mixture._slot
+    monkeypatch.setattr(Mixture, "_slot", lambda self, *a: calls.append(a) or slot(self, *a))
+    for step in (0, mix.steps // 2, mix.steps - 1):
+        calls.clear()
+        found = mix.step(step)
+        assert len(calls) == len(found) <= 4
