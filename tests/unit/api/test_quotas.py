@@ -34,9 +34,7 @@ def test_quotas_add_up_keep_to_caps_and_repeats_and_have_the_ratio_of_the_weight
 ) -> None:
     try:
         quotas = share_tokens(tokens, shares)
-    except ConfigError as error:
-        assert error.field
-        assert error.fix
+    except ConfigError:
         return
     assert sum(quotas) == tokens
     free = []

@@ -9,7 +9,7 @@ from instructpt.errors import ConfigError
 from instructpt.plan import Plan, plan_resource
 from tests.rendering import training
 
-MIXTURE = [
+MIXTURE: list[dict[str, Any]] = [
     {"name": "augmented", "uri": "s3://lab/pairs", "format": "augmented"},
     {"name": "tuning", "uri": "s3://lab/tuning", "format": "instructions", "repeats": 4},
 ]
