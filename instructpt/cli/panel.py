@@ -107,7 +107,7 @@ def figures_text(figures: dict[str, Any]) -> str:
     rate = figures["rates"].get("tokens_per_second")
     if rate:
         parts.append(f"{quantity(rate)} tok/s")
-    return ", ".join(parts)
+    return "; ".join([", ".join(parts), *figures.get("notes", {}).values()])
 
 
 def counts_text(counts: Any) -> str:

@@ -75,6 +75,8 @@ def run_worker(verb: str, path: Path, expected_hash: str) -> int:
         return EXIT_FAILED
     if result is not None:
         _leave(result.to_wire())
+    elif verb == "train":
+        _leave(_how_far(ctx))
     return 0
 
 
@@ -159,9 +161,12 @@ def _telemetry(ctx: WorkerContext, verb: str) -> Any:
 
 
 def _how_far(ctx: WorkerContext) -> dict[str, Any]:
-    """What the worker had done when it ended: a retry that gets no further has a fault of its own."""
+    """What the worker had done when it ended, and its notes: a retry that gets no further has a fault of its own."""
     figures = ctx.progress.snapshot()
-    return {"done": figures["done"], "unit": figures["unit"]} if figures["unit"] else {}
+    if not figures["unit"]:
+        return {}
+    notes = {"notes": figures["notes"]} if figures["notes"] else {}
+    return {"done": figures["done"], "unit": figures["unit"], **notes}
 
 
 def _failed(error: InstructPTError, ctx: WorkerContext, kind: str = "") -> int:

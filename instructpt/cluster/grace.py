@@ -16,4 +16,5 @@ def grace_seconds(runspec: RunSpec) -> int:
         return GRACE_SECONDS
     config = None if train.init.config is None else dict(train.init.config)
     name = None if train.init.model is None else train.init.model.uri
-    return training_grace_seconds(parameters_of(config, name), train.checkpoint.upload_bytes_per_second)
+    size, rate = parameters_of(config, name), train.checkpoint.upload_bytes_per_second
+    return training_grace_seconds(size, rate, train.nodes)

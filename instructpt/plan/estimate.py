@@ -163,7 +163,8 @@ def _training(step: str, spec: TrainingJobSpec, machine: Machine) -> StageEstima
 
 def _grace(spec: TrainingJobSpec, config: dict[str, object]) -> int:
     user = spec.pod_template.termination_grace_period_seconds if spec.pod_template is not None else None
-    planned = training_grace_seconds(parameters_of(config, spec.init.from_), spec.checkpoint.upload_bytes_per_second)
+    size, rate = parameters_of(config, spec.init.from_), spec.checkpoint.upload_bytes_per_second
+    planned = training_grace_seconds(size, rate, spec.nodes)
     return planned if user is None else user
 
 

@@ -12,14 +12,17 @@ import re
 from instructpt.api.presets import num_parameters
 
 LEAST_SECONDS = 120
-UNKNOWN_SECONDS = 600
-"""Where the size of the model is not known: enough for some eight billion parameters at the default rate."""
+UNKNOWN_SECONDS = 1200
+"""Where the size of the model is not known: enough for eight billion parameters on one node at the default rate."""
 
 _STEP_SECONDS = 60
 """For the step under way, and for the copy to host memory, before the upload starts."""
 
 _BYTES_PER_PARAMETER = 12
-"""fp32 weights and the two moments of AdamW, in one file that the first rank writes."""
+"""fp32 weights and the two moments of AdamW; each rank writes its part."""
+
+_WAYS = 2
+"""Up, and back to be verified."""
 
 _VOCABULARY = 32_000
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -27,16 +30,18 @@ _SIZE = re.compile(r"(?<![a-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z0-9])"
 _UNIT = {"b": 1e9, "m": 1e6}
 
 
-def training_grace_seconds(parameters: int | None, upload_bytes_per_second: int) -> int:
+def training_grace_seconds(parameters: int | None, upload_bytes_per_second: int, nodes: int = 1) -> int:
     """Seconds between SIGTERM and SIGKILL.
 
     Args:
         parameters: Of the model; ``None`` where that is not known.
         upload_bytes_per_second: Rate at which a node uploads its state.
+        nodes: That share the state, each uploading its part.
     """
     if parameters is None:
         return UNKNOWN_SECONDS
-    return max(LEAST_SECONDS, _STEP_SECONDS + math.ceil(_BYTES_PER_PARAMETER * parameters / upload_bytes_per_second))
+    moved = _WAYS * _BYTES_PER_PARAMETER * parameters / nodes
+    return max(LEAST_SECONDS, _STEP_SECONDS + math.ceil(moved / upload_bytes_per_second))
 
 
 def parameters_of(config: dict[str, object] | None, name: str | None) -> int | None:

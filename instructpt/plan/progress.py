@@ -9,7 +9,7 @@ def merge_progress(figures: list[dict[str, Any]]) -> dict[str, Any]:
     """One answer for all replicas.
 
     Totals and their speed are the ledger's (the largest seen), rates and counts add up, gauges are those of the first
-    that has some: of a training only the first rank tells.
+    that has some: of a training only the first rank tells. Notes are those of all, of one name the first.
     """
     merged: dict[str, Any] = {
         "done": max(f["done"] for f in figures),
@@ -18,6 +18,9 @@ def merge_progress(figures: list[dict[str, Any]]) -> dict[str, Any]:
         "gauges": next((f["gauges"] for f in figures if f["gauges"]), {}),
         "per_second": max((f.get("per_second") or 0.0 for f in figures), default=0.0),
     }
+    notes = {name: text for f in reversed(figures) for name, text in f.get("notes", {}).items()}
+    if notes:
+        merged["notes"] = notes
     for part in ("counts", "rates"):
         names = {name for f in figures for name in f[part]}
         merged[part] = {name: sum(f[part].get(name, 0) for f in figures) for name in sorted(names)}

@@ -212,7 +212,9 @@ def _conditions(
         told = () if problem is None else (_condition(problem.type, True, problem.reason, problem.message),)
         return (_suspended(observed), *told)
     if observed.active:
-        said = f"step {current.step}, attempt {max(seen.attempts, 1)}" + (f"; {seen.note}" if seen.note else "")
+        notes = (seen.figures or {}).get("notes", {}).values() if not seen.stale else ()
+        noted = "; ".join(text for text in (seen.note, *notes) if text)
+        said = f"step {current.step}, attempt {max(seen.attempts, 1)}" + (f"; {noted}" if noted else "")
         return (_condition("Running", True, seen.reason, said),)
     if observed.stages:
         return (_condition("Running", False, Reason.STOPPED, "run the same command again to go on"),)

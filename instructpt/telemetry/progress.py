@@ -11,6 +11,8 @@ from typing import Any
 WINDOW_SECONDS = 300.0
 """Over which the speed of the stage is measured."""
 _MARKS = 64
+MAX_NOTE = 400
+"""Characters of a note: it goes into conditions and termination messages, which are short."""
 
 
 class Progress:
@@ -32,6 +34,7 @@ class Progress:
         self._counts: dict[str, int] = {}
         self._rates: dict[str, float] = {}
         self._gauges: dict[str, float] = {}
+        self._notes: dict[str, str] = {}
 
     def update(
         self,
@@ -42,6 +45,7 @@ class Progress:
         counts: Mapping[str, int] | None = None,
         rates: Mapping[str, float] | None = None,
         gauges: Mapping[str, float] | None = None,
+        notes: Mapping[str, str | None] | None = None,
     ) -> None:
         """Replace the figures that are given.
 
@@ -52,6 +56,7 @@ class Progress:
             counts: Running totals, such as ``pairs`` or ``documents``.
             rates: Per second, such as ``tokens_per_second``.
             gauges: Current values, such as ``loss``.
+            notes: What somebody should know, by subject; ``None`` takes one away. Cut after 400 characters.
         """
         with self._lock:
             if unit is not None and unit != self._unit:
@@ -64,6 +69,11 @@ class Progress:
             self._counts.update(counts or {})
             self._rates.update(rates or {})
             self._gauges.update(gauges or {})
+            for name, text in (notes or {}).items():
+                if text:
+                    self._notes[name] = text[:MAX_NOTE]
+                else:
+                    self._notes.pop(name, None)
 
     def _mark(self) -> None:
         """Remember when the stage was how far; thinned out, so that a few marks span the whole window."""
@@ -92,4 +102,5 @@ class Progress:
                 "counts": dict(self._counts),
                 "rates": dict(self._rates),
                 "gauges": dict(self._gauges),
+                "notes": dict(self._notes),
             }

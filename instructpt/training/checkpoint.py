@@ -1,8 +1,10 @@
-"""Checkpoints: written in the background, read back, verified, and only then named by ``LATEST``.
+"""Checkpoints on storage: each rank's part, a manifest with the sha256 of every file, and ``LATEST``, which names one.
 
-``<output>/checkpoints/step-<N>/`` holds the state by parameter name in fp32, what was recorded so far, and a
-``manifest.json`` with the sha256 of each file, written last. A checkpoint belongs to one training: the hash of what
-decides it stands in the manifest, and one of another training is never resumed.
+``<output>/checkpoints/step-<N>/<life>/`` holds the parts of all ranks (:mod:`instructpt.training.parts`), the data
+position and what was recorded so far; ``step-<N>/manifest.json`` is written once all of them were read back and had
+the hash that they were written with, and ``LATEST`` last. A *life* is one start of the training, so that files of two
+lives never mix. A checkpoint belongs to one training: the hash of what decides it stands in the manifest, and one of
+another training is never resumed.
 """
 
 from __future__ import annotations
@@ -11,25 +13,34 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from instructpt.api.runspec import RunSpec, canonical_json
-from instructpt.corpus.manifest import MANIFEST, Manifest, digest_of, parse_manifest
+from instructpt.corpus.manifest import MANIFEST, FileEntry, Manifest, digest_of, parse_manifest
 from instructpt.errors import InstructPTError, NotFoundError, StorageError
 from instructpt.storage import Store
-from instructpt.storage.hashing import sha256_of_file
-from instructpt.training.background import Background
-from instructpt.training.files import file_entries
+from instructpt.storage.hashing import sha256_of_file, sha256_of_object
+from instructpt.training.patience import Patience
 
 log = logging.getLogger(__name__)
 
 PREFIX = "checkpoints"
 LATEST = f"{PREFIX}/LATEST"
-STATE = "state.safetensors"
 TRAINER = "trainer.json"
+_PART = re.compile(r"^rank-\d{5}-of-\d{5}\.safetensors$")
 _STEP = re.compile(rf"^{PREFIX}/step-(\d+)/")
+_DOWNLOADS = 4
+_ANY = 1 << 62
+RESUME_SECONDS = 600.0
+"""How long a start waits for a storage that is away."""
+
+
+def part_name(rank: int, ranks: int) -> str:
+    """File of one rank's part."""
+    return f"rank-{rank:05d}-of-{ranks:05d}.safetensors"
 
 
 def training_key(spec: RunSpec) -> str:
@@ -44,27 +55,65 @@ def training_key(spec: RunSpec) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """A verified checkpoint on this machine."""
+    """A verified checkpoint on this machine.
+
+    Attributes:
+        step: Steps done.
+        folder: Holds its files.
+    """
 
     step: int
     folder: str
 
+    @property
+    def parts(self) -> list[Path]:
+        """Of all ranks that wrote it."""
+        return sorted(path for path in Path(self.folder).iterdir() if _PART.match(path.name))
 
-def fetch_latest(store: Store, key: str, scratch: Path) -> Resume | None:
-    """The newest checkpoint that is whole and of this training; None where there is none.
 
-    One that is corrupt or of another training is refused with a logged reason, and the one before it is tried.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a start goes on from.
+
+    Attributes:
+        resume: None where there is no usable checkpoint: the training begins.
+        refused: Why newer checkpoints were not taken, one sentence each, the newest first.
     """
-    newest = _latest(store)
-    steps = sorted({int(m[1]) for info in store.list(f"{PREFIX}/step-") if (m := _STEP.match(info.key))}, reverse=True)
+
+    resume: Resume | None = None
+    refused: tuple[str, ...] = field(default=())
+
+
+def fetch_latest(store: Store, key: str, scratch: Path, patience: Patience | None = None) -> Found:
+    """The newest checkpoint that is whole and of this training.
+
+    One that is truncated, corrupt or of another training is refused with a reason, and the one before it is tried. A
+    storage that does not answer refuses nothing: it is waited for.
+
+    Raises:
+        StorageError: The storage is away, or failed.
+    """
+    patience = patience or Patience(seconds=RESUME_SECONDS)
+    newest = patience("checkpoints cannot be looked for", lambda: _latest(store))
+    listed = patience("checkpoints cannot be listed", lambda: list(store.list(f"{PREFIX}/step-")))
+    steps = sorted({int(m[1]) for info in listed if (m := _STEP.match(info.key))}, reverse=True)
+    refused: list[str] = []
     # One above LATEST was never verified: its writer died.
     for step in (s for s in steps if newest is not None and s <= newest):
-        reason = _fetch(store, step, key, scratch / f"step-{step}")
+        reason = _fetch(store, step, key, scratch / f"step-{step}", patience)
         if reason is None:
             log.info("resuming after step %d", step)
-            return Resume(step=step, folder=str(scratch / f"step-{step}"))
+            return Found(resume=Resume(step=step, folder=str(scratch / f"step-{step}")), refused=tuple(refused))
+        refused.append(f"checkpoint step-{step} is refused: {reason}")
         log.warning("checkpoint step-%d below %s is refused: %s", step, store.uri, reason)
-    return None
+        shutil.rmtree(scratch / f"step-{step}", ignore_errors=True)
+    return Found(refused=tuple(refused))
+
+
+def latest_step(store: Store) -> int | None:
+    """The step that ``LATEST`` names; None where there is none, or it cannot be read."""
+    found = _latest(store)
+    return None if found == _ANY else found
 
 
 def _latest(store: Store) -> int | None:
@@ -74,106 +123,120 @@ def _latest(store: Store) -> int | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         log.warning("%s below %s cannot be read (%s): all checkpoints are looked at", LATEST, store.uri, error)
-        return 1 << 62
+        return _ANY
 
 
-def _fetch(store: Store, step: int, key: str, folder: Path) -> str | None:
+def _fetch(store: Store, step: int, key: str, folder: Path, patience: Patience) -> str | None:
     """Download a checkpoint; the reason if it cannot be used."""
     base = f"{PREFIX}/step-{step}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+    def fetched(file: FileEntry) -> str | None:
+        path = folder / Path(file.path).name
+        patience("a checkpoint cannot be read", lambda: store.download(f"{base}/{file.path}", path))
+        size = path.stat().st_size
+        if size != file.bytes:
+            return f"{file.path} is truncated: {size:,} of {file.bytes:,} bytes"
+        if sha256_of_file(path) != file.sha256:
+            return f"{file.path} is corrupt: its sha256 is not that of what was written"
+        return None
+
     try:
-        manifest = parse_manifest(store.get(f"{base}/{MANIFEST}"), where=f"{base}/{MANIFEST}")
+        data = patience("a checkpoint cannot be read", lambda: store.get(f"{base}/{MANIFEST}"))
+        manifest = parse_manifest(data, where=f"{base}/{MANIFEST}")
         if manifest.extra.get("training_key") != key:
             return "it is of a training with another spec"
-        for file in manifest.files:
-            store.download(f"{base}/{file.path}", folder / file.path)
-            if sha256_of_file(folder / file.path) != file.sha256:
-                return f"{file.path} is not the file that was written (truncated or changed)"
-        if {STATE, TRAINER} - {file.path for file in manifest.files}:
-            return "its manifest names no state"
+        names = [Path(file.path).name for file in manifest.files]
+        if TRAINER not in names or sum(bool(_PART.match(n)) for n in names) != manifest.counts.get("parts"):
+            return "its manifest does not name the parts of all ranks"
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+            return next((reason for reason in pool.map(fetched, manifest.files) if reason is not None), None)
     except NotFoundError as error:
         return f"it is incomplete: {error}"
     except InstructPTError as error:
+        if error.retryable:
+            raise
         return str(error)
-    return None
 
 
-class Saver:
-    """Writes checkpoints of one run in a thread of its own; on rank 0.
+def store_files(
+    store: Store, step: int, life: str, folder: Path, files: Sequence[FileEntry], patience: Patience
+) -> tuple[FileEntry, ...]:
+    """Upload files of a checkpoint and read them back.
 
     Args:
         store: Of the run's output.
-        key: From :func:`training_key`.
-        scratch: Where files are written before they are uploaded.
-        keep: How many stay.
-        done: Is told the step once its checkpoint is verified and named.
+        step: Steps done.
+        life: Of this start.
+        folder: Where the files lie.
+        files: What was written, by the hash taken while it was.
+        patience: Waits for a storage that is away.
+
+    Returns:
+        Their entries in the checkpoint's manifest.
+
+    Raises:
+        StorageError: The storage failed, or gave back something else.
     """
+    what = f"checkpoint step-{step} cannot be stored"
+    base = f"{PREFIX}/step-{step}"
+    entries = tuple(FileEntry(path=f"{life}/{f.path}", bytes=f.bytes, sha256=f.sha256) for f in files)
+    for file, entry in zip(files, entries, strict=True):
+        _put(store, f"{base}/{entry.path}", folder / file.path, what, patience)
+    for entry in entries:
+        _verify(store, f"{base}/{entry.path}", entry.sha256, what, patience)
+    return entries
 
-    def __init__(self, store: Store, key: str, scratch: Path, *, keep: int, done: Callable[[int], object]) -> None:
-        self._store = store
-        self._key = key
-        self._scratch = scratch
-        self._keep = keep
-        self._done = done
-        self._background = Background()
 
-    def save(self, step: int, write: Callable[[Path], object]) -> None:
-        """Begin to write a checkpoint; waits for the one before.
+def _put(store: Store, key: str, path: Path, what: str, patience: Patience) -> None:
+    patience(what, lambda: store.put_file(key, path))
 
-        Args:
-            step: Steps done.
-            write: Fills a folder with the files, from memory that nobody changes meanwhile.
 
-        Raises:
-            StorageError: The one before could not be stored.
-        """
-        self.wait()
-        self._background.start(lambda: self._run(step, write), name=f"checkpoint-{step}")
+def _verify(store: Store, key: str, sha256: str, what: str, patience: Patience) -> None:
+    if patience(what, lambda: sha256_of_object(store, key)) != sha256:
+        raise StorageError(f"{store.uri}/{key} reads back different from what was written")
 
-    def wait(self, seconds: float | None = None) -> bool:
-        """Whether nothing is being written any more, at the latest after so many seconds.
 
-        Raises:
-            StorageError: It could not be stored.
-        """
-        return self._background.wait(seconds)
+def name_checkpoint(
+    store: Store, step: int, key: str, parts: int, files: Sequence[FileEntry], keep: int, patience: Patience
+) -> None:
+    """Write the manifest, then ``LATEST``; then remove all checkpoints but the newest ``keep``.
 
-    def _run(self, step: int, write: Callable[[Path], object]) -> None:
-        folder = self._scratch / f"saving-{step}"
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write(folder)
-            self._upload(step, folder)
-            self._prune(step)
-            self._done(step)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    Args:
+        store: Of the run's output.
+        step: Steps done.
+        key: From :func:`training_key`.
+        parts: Ranks that wrote it.
+        files: Of all ranks, verified.
+        keep: Checkpoints that stay.
+        patience: Waits for a storage that is away.
 
-    def _upload(self, step: int, folder: Path) -> None:
-        base = f"{PREFIX}/step-{step}"
-        files = file_entries(folder)
-        for file in files:
-            self._store.put_file(f"{base}/{file.path}", folder / file.path)
-        for file in files:
-            back = folder / f"{file.path}.back"
-            self._store.download(f"{base}/{file.path}", back)
-            if sha256_of_file(back) != file.sha256:
-                raise StorageError(f"{self._store.uri}/{base}/{file.path} reads back different from what was written")
-            back.unlink()
-        manifest = Manifest(
-            kind="checkpoint", code_version="", counts={"step": step}, files=files, extra={"training_key": self._key}
-        )
-        self._store.put(f"{base}/{MANIFEST}", manifest.to_bytes())
-        self._store.put(LATEST, json.dumps({"step": step, "manifest": manifest.digest}).encode())
-        log.info("checkpoint step-%d written and verified", step)
+    Raises:
+        StorageError: The storage failed before ``LATEST`` was written.
+    """
+    what = f"checkpoint step-{step} cannot be named"
+    manifest = Manifest(
+        kind="checkpoint", code_version="", counts={"step": step, "parts": parts}, files=tuple(files),
+        extra={"training_key": key},
+    )  # fmt: skip
+    patience(what, lambda: store.put(f"{PREFIX}/step-{step}/{MANIFEST}", manifest.to_bytes()))
+    body = json.dumps({"step": step, "manifest": manifest.digest}).encode()
+    patience(what, lambda: store.put(LATEST, body))
+    log.info("checkpoint step-%d written and verified", step)
+    try:
+        patience("old checkpoints cannot be removed", lambda: _prune(store, step, keep, {f.path for f in files}))
+    except StorageError as error:  # this one is named, and the next one tries again
+        log.warning("old checkpoints below %s cannot be removed: %s", store.uri, error)
 
-    def _prune(self, newest: int) -> None:
-        """Remove all but the newest ``keep``; of each its manifest first, so that no half of one looks whole."""
-        keys = [(int(m[1]), info.key) for info in self._store.list(f"{PREFIX}/step-") if (m := _STEP.match(info.key))]
-        # A step above the newest is left over from a life that went further; it was refused or never finished.
-        kept = sorted({step for step, _ in keys if step <= newest}, reverse=True)[: self._keep]
-        for step, key in sorted(keys, key=lambda k: (k[0], not k[1].endswith(f"/{MANIFEST}"))):
-            if step not in kept:
-                self._store.delete(key)
+
+def _prune(store: Store, newest: int, keep: int, files: set[str]) -> None:
+    """Remove all but the newest ``keep`` that are whole; of each its manifest first, so that no half looks whole."""
+    keys = [(int(m[1]), info.key) for info in store.list(f"{PREFIX}/step-") if (m := _STEP.match(info.key))]
+    # One above the newest is left over from a life that went further: it was refused. One without a manifest never was.
+    whole = {step for step, key in keys if step <= newest and key == f"{PREFIX}/step-{step}/{MANIFEST}"}
+    kept = sorted(whole, reverse=True)[:keep]
+    mine = {f"{PREFIX}/step-{newest}/{path}" for path in (*files, MANIFEST)}
+    for step, key in sorted(keys, key=lambda k: (k[0], not k[1].endswith(f"/{MANIFEST}"))):
+        if step not in kept or (step == newest and key not in mine):
+            store.delete(key)

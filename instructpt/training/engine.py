@@ -1,8 +1,9 @@
 """The only home of DeepSpeed: process group, ZeRO, optimizer, and the whole state by name.
 
 On a CPU nothing is compiled: DeepSpeed would build its shared-memory collective at first use, which needs a compiler;
-unless it was built with the package, gloo takes its place, and AdamW is torch's own. The state is gathered and set by
-parameter name in fp32, so that a checkpoint fits any number of ranks and any ZeRO stage.
+unless it was built with the package, gloo takes its place, and AdamW is torch's own. Each rank gives its share of the
+state as it lies in memory, with what it holds of which parameter, so that a checkpoint costs one copy and fits any
+number of ranks and any ZeRO stage.
 
 Source: Rajbhandari et al., ZeRO, arXiv 1910.02054; Loshchilov and Hutter, AdamW, arXiv 1711.05101.
 """
@@ -15,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as torch_dist
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 
 from instructpt.api.v1alpha1.trainingjob import Optimizer
 from instructpt.errors import EnvironmentNotReadyError
+from instructpt.training.parts import PARAM, Flat, Parts
+from instructpt.training.pieces import Piece
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _SHM = "deepspeed_shm_comm"
@@ -185,6 +188,14 @@ class Engine:
             torch_dist.all_reduce(values)
         return values
 
+    def gather(self, value: object) -> list[Any]:
+        """A small value of every rank, by rank."""
+        if self._ranks.world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self._ranks.world_size
+        torch_dist.all_gather_object(found, value)
+        return found
+
     def wait_for_first(self, ready: Callable[[float], bool]) -> None:
         """Wait, all ranks, until rank 0 is ready: storage may take far longer than a collective waits for a peer.
 
@@ -198,30 +209,66 @@ class Engine:
             if self.all_sum(torch.tensor([float(done)], device=self.device)).item() > 0:
                 return
 
-    def weights(self) -> dict[str, Tensor]:
-        """Every parameter in fp32 on the CPU, by name; the same on all ranks."""
-        return {name: self._full(p, None) for name, p in self._names.items()}
+    # ------------------------------------------------------------- the state
 
-    def moments(self) -> dict[str, Tensor]:
-        """AdamW's moments in fp32 on the CPU, by ``<moment>/<parameter>``; the same on all ranks."""
-        return {f"{key}/{name}": self._full(p, key) for key in MOMENTS for name, p in self._names.items()}
+    def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Every parameter on the CPU of rank 0, by name; nothing on the other ranks, which help to gather them."""
+        out = {}
+        for name, p in self._names.items():
+            full = self._full(p)
+            if self._ranks.rank == 0:
+                out[name] = full.to("cpu", dtype, copy=True).contiguous()
+        return out
 
-    def set_state(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], *, steps: int) -> None:
-        """Continue from what ``weights`` and ``moments`` gave after ``steps`` steps.
+    def flats(self) -> list[Flat]:
+        """This rank's share of the state as it lies in memory: nothing is copied.
+
+        Together the ranks give each element once; where all hold everything, each gives some of the parameters.
+        """
+        held = self._held()
+        return held[self._ranks.rank :: self._ranks.world_size] if self._plain() else held
+
+    def load(self, parts: Parts, *, steps: int) -> None:
+        """Continue from a checkpoint that was written after ``steps`` steps, by any number of ranks and any stage.
 
         The module must have had these weights when the engine was made: this sets the optimizer's exact copies.
-        """
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+        Raises:
+            TrainingError: The parts do not hold all that this rank needs.
+        """
         self._make_moments(steps)
-        for name, p in self._names.items():
-            values = {key: moments[f"{key}/{name}"].to(self.device) for key in MOMENTS}
-            if self._plain():
-                self._inner().state[p].update(values)
-                continue
-            safe_set_full_fp32_param(p, weights[name].to(self.device))
-            for key, value in values.items():
-                safe_set_full_optimizer_state(p, value, key)
+        with torch.no_grad():
+            for flat in self._held():
+                for key, tensor in flat.tensors.items():
+                    for piece in flat.pieces:
+                        if piece.size:
+                            value = parts.read(key, piece.name, piece.start, piece.size)
+                            tensor[piece.offset : piece.offset + piece.size].copy_(value)
+
+    def _held(self) -> list[Flat]:
+        """All of the state that this rank holds."""
+        inner, out = self._inner(), []
+        for flat, pieces in zip(self._flat(), self._pieces(), strict=True):
+            tensors = {PARAM: flat.detach().view(-1)}
+            tensors |= {key: inner.state[flat][key].view(-1) for key in MOMENTS}
+            out.append(Flat(tensors=tensors, pieces=tuple(pieces)))
+        return out
+
+    def _pieces(self) -> list[list[Piece]]:
+        """What each flat tensor of this rank holds."""
+        names = {id(p): name for name, p in self._names.items()}
+        if self._plain():
+            return [[_piece(names[id(p)], p, 0, 0, p.numel())] for p in self._flat()]
+        zero = self._optimizer
+        if self._stage == 3:
+            return [[self._cut_evenly(names[id(p)], p) for p in group] for group in zero.fp16_groups]
+        return [[piece for p in group if (piece := _mapped(names[id(p)], p))] for group in zero.bit16_groups]
+
+    def _cut_evenly(self, name: str, p: nn.Parameter) -> Piece:
+        """Stage 3 cuts each parameter into equal parts, the last one filled up."""
+        _, offset, size = self._optimizer.grad_position[self._optimizer.get_param_id(p)]
+        start = self._ranks.rank * size
+        return _piece(name, p, start, offset, max(0, min(size, int(cast("Any", p).ds_numel) - start)))
 
     def _make_moments(self, steps: int) -> None:
         """Zero moments now, not at the first step: there DeepSpeed links those of the first parameter group alone."""
@@ -236,14 +283,11 @@ class Engine:
             self._optimizer._hp_optimizer_states_linked = False
             link()
 
-    def _full(self, p: nn.Parameter, key: str | None) -> Tensor:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    def _full(self, p: nn.Parameter) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
 
-        if self._plain():
-            found = p.detach() if key is None else self._inner().state[p][key]
-        else:
-            found = safe_get_full_fp32_param(p) if key is None else safe_get_full_optimizer_state(p, key)
-        return found.detach().to("cpu", torch.float32, copy=True).contiguous()
+        found: Tensor = p if self._plain() else safe_get_full_fp32_param(p)
+        return found.detach()
 
     def _plain(self) -> bool:
         """Whether torch's optimizer holds the parameters themselves (no ZeRO, fp32)."""
@@ -260,6 +304,20 @@ class Engine:
             if found is not None:
                 return list(found)
         return [p for group in self._inner().param_groups for p in group["params"]]
+
+
+def _piece(name: str, p: Tensor, start: int, offset: int, size: int) -> Piece:
+    shape = tuple(int(n) for n in getattr(p, "ds_shape", p.shape))
+    return Piece(name=name, shape=shape, start=int(start), offset=int(offset), size=int(size))
+
+
+def _mapped(name: str, p: nn.Parameter) -> Piece | None:
+    """The part of a parameter that stages 1 and 2 give to this rank, if any."""
+    mapping: Any = getattr(p, "_hp_mapping", None)
+    if mapping is None:
+        return None
+    whole, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
+    return _piece(name, p, whole.start, flat.start, whole.numel)
 
 
 def _adamw(module: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:

@@ -13,6 +13,7 @@ from instructpt.corpus.manifest import MANIFEST, FileEntry, Manifest, load_manif
 from instructpt.errors import ConfigError, EnvironmentNotReadyError
 from instructpt.storage import Store, open_store
 from instructpt.telemetry.context import WorkerContext
+from instructpt.training.checkpoint import latest_step
 from instructpt.training.errors import PeerLostError, Preempted
 from instructpt.training.outputs import is_whole, result_key
 from instructpt.training.workspace import prepare_workspace
@@ -67,9 +68,10 @@ def finalize(spec: RunSpec, ctx: WorkerContext) -> StageResult:
             return StageResult(uri=spec.output.uri, digest="", missing=1)
         manifest = _manifest(spec, json.loads(output.get(result_key(spec.work_key()))))
         publish_manifest(output, manifest)
-    return StageResult(
-        uri=spec.output.uri, digest=manifest.digest, counts=manifest.counts, scores=manifest.extra["scores"]
-    )
+    # The step of the last checkpoint is told, but in no digest: a training that was interrupted has others.
+    last = latest_step(output)
+    counts = {**manifest.counts, **({} if last is None else {"checkpoint": last})}
+    return StageResult(uri=spec.output.uri, digest=manifest.digest, counts=counts, scores=manifest.extra["scores"])
 
 
 def finished(spec: RunSpec, output: Store) -> Manifest | None:

@@ -133,6 +133,8 @@ def _forward(path: Path, ctx: WorkerContext) -> None:
     if not path.exists():
         return
     found = json.loads(path.read_text(encoding="utf-8"))
+    over = dict.fromkeys(ctx.progress.snapshot()["notes"].keys() - found["notes"].keys())
+    found["notes"] |= over
     ctx.progress.update(**{name: value for name, value in found.items() if name != "per_second"})
 
 

@@ -6,15 +6,15 @@ import json
 import logging
 import math
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from instructpt.api.runspec import RunSpec, TrainRun
@@ -24,7 +24,8 @@ from instructpt.telemetry.progress import Progress
 from instructpt.training import metrics
 from instructpt.training.background import Background
 from instructpt.training.batches import Batch, micro_batches
-from instructpt.training.checkpoint import STATE, TRAINER, Saver, training_key
+from instructpt.training.capture import Capture
+from instructpt.training.checkpoint import training_key
 from instructpt.training.dataset import TokenSource
 from instructpt.training.encoder import TextEncoder
 from instructpt.training.engine import Engine, EngineSettings, Ranks, on_all, start
@@ -34,13 +35,14 @@ from instructpt.training.files import file_entries
 from instructpt.training.mixture import Mixture, Slot, slots_of_rank
 from instructpt.training.model import PackedCausalLM, build_model, load_model
 from instructpt.training.outputs import clear, result_key
+from instructpt.training.parts import PARAM, Parts
+from instructpt.training.patience import Patience
+from instructpt.training.saver import NOTE, Group, Saver
 from instructpt.training.schedule import learning_rate
 from instructpt.training.tokenshards import Row
 from instructpt.training.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-_WEIGHTS = "param/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,6 @@ class Trainer:
             )
         self._micro_rows = min(section.micro_batch_rows, self._rank_rows)
         self._micro_batches = -(-self._rank_rows // self._micro_rows)
-        self._checkpointed = 0
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the export."""
@@ -116,32 +117,47 @@ class Trainer:
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         module = PackedCausalLM(self._model())
-        first = self._workspace.resume.step if self._workspace.resume else 0
-        state = load_file(str(Path(self._workspace.resume.folder) / STATE)) if self._workspace.resume else {}
-        weights = {n.removeprefix(_WEIGHTS): t for n, t in state.items() if n.startswith(_WEIGHTS)}
-        if weights:
-            module.load_state_dict(weights, strict=False)
+        resume = self._workspace.resume
+        first, parts = (resume.step, Parts(resume.parts)) if resume else (0, None)
+        if parts is not None:
+            module.load_state_dict({name: parts.whole(PARAM, name) for name in parts.names}, strict=False)
         engine = Engine(module, self._settings(), self._ranks)
         log.info("DeepSpeed: %s", engine.describe())
-        if weights:
-            engine.set_state(weights, state, steps=first)
         recorder = self._recorder(module)
-        if self._workspace.resume:
-            recorder.restore(Path(self._workspace.resume.folder))
-        del state, weights
-        saver = Saver(
+        capture = Capture(engine, recorder, self._mixture, self._ranks, seed=self._section.seed)
+        if resume and parts is not None:
+            engine.load(parts, steps=first)
+            capture.restore(Path(resume.folder), parts, first)
+        saver = self._saver(engine, capture, first)
+        self._around.progress.update(
+            done=first, total=self._mixture.steps, unit="steps",
+            gauges={"resumed_step": float(first), "checkpoint_step": float(first)} if first else {},
+            notes={"resume": "; ".join(self._workspace.refused) or None},
+        )  # fmt: skip
+        self._steps(engine, recorder, saver, first)
+        saver.drain()
+        self._finish(engine, module, recorder)
+
+    def _saver(self, engine: Engine, capture: Capture, first: int) -> Saver:
+        def total(values: Sequence[float]) -> Sequence[float]:
+            found: list[float] = engine.all_sum(
+                torch.tensor(values, dtype=torch.float64, device=engine.device)
+            ).tolist()
+            return found
+
+        group = Group(rank=self._ranks.rank, size=self._ranks.world_size, gather=engine.gather, total=total)
+        return Saver(
             self._store,
             training_key(self._spec),
             Path(self._workspace.scratch) / "checkpoints",
+            group,
+            capture,
+            life=engine.gather(secrets.token_hex(4))[0],
+            every=self._section.checkpoint.every_steps,
             keep=self._section.checkpoint.keep,
-            done=self._note_checkpoint,
+            progress=self._around.progress,
+            step=first,
         )
-        self._around.progress.update(done=first, total=self._mixture.steps, unit="steps")
-        if first:
-            self._note_checkpoint(first)
-        self._steps(engine, recorder, saver, first)
-        engine.wait_for_first(saver.wait)
-        self._finish(engine, module, recorder)
 
     def _agree(self) -> None:
         """Each node looked for the last checkpoint by itself: all must go on from the same."""
@@ -158,17 +174,20 @@ class Trainer:
         total = self._mixture.steps
         for step in range(first, total):
             recorder.begin()
-            stop = self._step(engine, recorder, step)
+            stop = self._step(engine, recorder, saver, step)
             done = step + 1
-            if done == total:
-                return
-            if stop or done % self._section.checkpoint.every_steps == 0:
-                self._save(engine, recorder, saver, done)
-            if stop:
-                engine.wait_for_first(saver.wait)
-                raise Preempted(f"stopped after step {done} of {total}, a checkpoint was written", retryable=True)
+            if done < total and stop:
+                raise self._left(saver, done)
 
-    def _step(self, engine: Engine, recorder: metrics.Recorder, step: int) -> bool:
+    def _left(self, saver: Saver, done: int) -> Preempted:
+        """Asked to leave: keep what was done."""
+        said = f"stopped after step {done} of {self._mixture.steps}"
+        if saver.save_now(done):
+            return Preempted(f"{said}, a checkpoint was written", retryable=True)
+        why = self._around.progress.snapshot()["notes"].get(NOTE, "its checkpoint could not be stored")
+        return Preempted(f"{said}, {done - saver.step} steps are lost: {why}", retryable=True)
+
+    def _step(self, engine: Engine, recorder: metrics.Recorder, saver: Saver, step: int) -> bool:
         """One optimizer step; whether any rank was asked to leave."""
         section, ranks = self._section, self._ranks
         torch.manual_seed((section.seed << 32) ^ (step * ranks.world_size + ranks.rank))
@@ -178,11 +197,11 @@ class Trainer:
         rows = [self._row(slot) for slot in slots_of_rank(slots, ranks.rank, ranks.world_size)]
         batches = micro_batches(rows, self._micro_rows, self._micro_batches, section.sequence_length, self._encoder.pad)
         waited = time.monotonic() - began
-        sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
+        sums = torch.zeros(5, dtype=torch.float64, device=engine.device)
         for batch in batches:
             sums[0] += engine.accumulate(to_tensors(batch, engine.device), targets)
-        sums[1] = float(self._around.stop())
-        loss_sum, stops = engine.all_sum(sums).tolist()
+        sums[1:] = torch.tensor([float(self._around.stop()), *saver.votes()])
+        loss_sum, stops, *votes = engine.all_sum(sums).tolist()
         loss = loss_sum / max(1, targets)
         if not math.isfinite(loss):
             raise self._not_a_number(step, slots, loss)
@@ -198,6 +217,7 @@ class Trainer:
                 loss_tokens=targets,
             )
             recorder.end(result, memory_bytes=self._memory(), data_seconds=waited)
+        saver.after_step(step + 1, votes, last=step + 1 == self._mixture.steps)
         return bool(stops > 0)
 
     def _not_a_number(self, step: int, slots: list[Slot], loss: float) -> TrainingError:
@@ -280,38 +300,19 @@ class Trainer:
             return int(torch.cuda.max_memory_allocated(self._device))
         return metrics.resident_bytes()
 
-    # ----------------------------------------------------- checkpoint, export
-
-    def _save(self, engine: Engine, recorder: metrics.Recorder, saver: Saver, done: int) -> None:
-        engine.wait_for_first(saver.wait)
-        state = {f"{_WEIGHTS}{name}": t for name, t in engine.weights().items()} | engine.moments()
-        if self._ranks.rank:
-            return
-        kept = metrics.Recorder(steps=0, flops_per_token=0.0, peak_flops=None, progress=Progress())
-        kept.results, kept.throughput = list(recorder.results), list(recorder.throughput)
-
-        def write(folder: Path) -> None:
-            save_file(state, str(folder / STATE))
-            kept.write(folder)
-            (folder / TRAINER).write_text(json.dumps({"step": done}), encoding="utf-8")
-
-        saver.save(done, write)
-
-    def _note_checkpoint(self, step: int) -> None:
-        self._around.progress.update(gauges={"checkpoint_step": float(step)})
+    # ---------------------------------------------------------------- export
 
     def _finish(self, engine: Engine, module: PackedCausalLM, recorder: metrics.Recorder) -> None:
-        weights = engine.weights()
+        weights = engine.weights(torch.bfloat16 if self._precision() == "bf16" else torch.float32)
         export = Background()
         if self._ranks.rank == 0:
             export.start(lambda: self._export(module, weights, recorder), name="export")
         engine.wait_for_first(export.wait)
 
     def _export(self, module: PackedCausalLM, weights: Mapping[str, Tensor], recorder: metrics.Recorder) -> None:
-        dtype = torch.bfloat16 if self._precision() == "bf16" else torch.float32
         folder = Path(self._workspace.scratch) / "export"
         shutil.rmtree(folder, ignore_errors=True)
-        named = {name.removeprefix("model."): t.to(dtype) for name, t in weights.items()}
+        named = {name.removeprefix("model."): t for name, t in weights.items()}
         write_model(module.model, named, Path(self._workspace.tokenizer), folder)
         self._publish(folder, recorder, self._record(recorder))
 
@@ -339,12 +340,15 @@ class Trainer:
             self._section, self._mixture.receipt(), record["inputs"], record["scores"], record["counts"]["steps"]
         )
         (folder / CARD).write_text(card, encoding="utf-8")
-        clear(self._store, keep={path.name for path in folder.iterdir()})
-        upload(self._store, folder)
+        patience = Patience(lambda text: self._around.progress.update(notes={"export": text}))
+        what = "the export cannot be stored"
+        patience(what, lambda: clear(self._store, keep={path.name for path in folder.iterdir()}))
+        patience(what, lambda: upload(self._store, folder))
         # Throughput is a matter of machine and hour: it lies beside the model and is in no digest.
         files = [f for f in file_entries(folder) if f.path != metrics.THROUGHPUT]
         record["files"] = [[f.path, f.bytes, f.sha256] for f in files]
-        self._store.put(result_key(self._spec.work_key()), json.dumps(record, sort_keys=True).encode())
+        body = json.dumps(record, sort_keys=True).encode()
+        patience(what, lambda: self._store.put(result_key(self._spec.work_key()), body))
 
 
 def upload(store: Store, folder: Path) -> None:

@@ -28,6 +28,7 @@ class Workspace:
         sources: By name.
         inputs: Lineage: name of each input -> digest.
         resume: Checkpoint to go on from.
+        refused: Why newer checkpoints were not taken.
     """
 
     scratch: str
@@ -36,6 +37,7 @@ class Workspace:
     sources: Mapping[str, Fetched]
     inputs: Mapping[str, str]
     resume: Resume | None
+    refused: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """For the ranks."""
@@ -47,6 +49,7 @@ class Workspace:
         raw = json.loads(text)
         raw["sources"] = {k: Fetched(digest=v["digest"], paths=tuple(v["paths"])) for k, v in raw["sources"].items()}
         raw["resume"] = None if raw["resume"] is None else Resume(**raw["resume"])
+        raw["refused"] = tuple(raw["refused"])
         return cls(**raw)
 
 
@@ -77,11 +80,13 @@ def prepare_workspace(spec: RunSpec, store: Store, scratch: Path) -> Workspace:
         )
         sources[source.name] = fetched
         inputs[f"source:{source.name}"] = fetched.digest
+    found = fetch_latest(store, training_key(spec), scratch / "resume")
     return Workspace(
         scratch=str(scratch),
         tokenizer=str(tokenizer.folder),
         model=None if model is None else str(model),
         sources=sources,
         inputs=inputs,
-        resume=fetch_latest(store, training_key(spec), scratch / "resume"),
+        resume=found.resume,
+        refused=found.refused,
     )

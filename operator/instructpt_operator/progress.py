@@ -16,6 +16,7 @@ from instructpt.cluster.context import METRICS_PORT
 ANSWER_SECONDS = 2.0
 _MAX_BYTES = 64 * 1024
 _MAX_NAMES = 64
+_MAX_NOTES, _MAX_NAME, _MAX_NOTE = 4, 63, 400
 
 Fetch = Callable[[str], Mapping[str, Any] | None]
 """Address of a pod -> its ``/progress``, or ``None``."""
@@ -62,4 +63,14 @@ def checked(found: Any) -> Mapping[str, Any] | None:
             return None
         if not all(isinstance(value, int | float) for value in figures.values()):
             return None
-    return {n: found[n] for n in ("done", "total", "unit", "counts", "rates", "gauges")} | {"per_second": speed}
+    out = {n: found[n] for n in ("done", "total", "unit", "counts", "rates", "gauges")} | {"per_second": speed}
+    notes = _notes(found.get("notes"))
+    return {**out, "notes": notes} if notes else out
+
+
+def _notes(found: Any) -> dict[str, str]:
+    """What can be shown of them: they go into a condition's message."""
+    if not isinstance(found, dict):
+        return {}
+    told = [(n, t) for n, t in found.items() if isinstance(t, str) and len(n) <= _MAX_NAME]
+    return {name: text[:_MAX_NOTE] for name, text in told[:_MAX_NOTES]}

@@ -388,6 +388,19 @@ class TrainingJobSpec(TrainingSettings, RunPolicy):
     )
 
 
+class RestartStatus(ApiModel):
+    """The last time that the whole training was started again."""
+
+    attempt: Annotated[int, Field(ge=2, description="Attempt that was started.")]
+    cause: Annotated[str, Field(max_length=1024, description="Why the one before ended.")]
+    time: Annotated[str, Field(description="When that was seen.", json_schema_extra={"format": "date-time"})]
+    reached: Annotated[int, Field(default=0, ge=0, description="Step that it had come to.")] = 0
+    resumed: Annotated[
+        int | None, Field(default=None, ge=0, description="Step of the checkpoint that the new one went on from.")
+    ] = None
+    lost_steps: Annotated[int | None, Field(default=None, ge=0, description="Steps in between, done again.")] = None
+
+
 class TrainingJobStatus(CommonStatus):
     """What is known of a TrainingJob."""
 
@@ -403,6 +416,12 @@ class TrainingJobStatus(CommonStatus):
     ] = None
     checkpoint: Annotated[
         int | None, Field(default=None, ge=0, description="Step of the last verified checkpoint.")
+    ] = None
+    lost_steps: Annotated[
+        int | None, Field(default=None, ge=0, description="Steps that restarts lost and that were done again, in all.")
+    ] = None
+    last_restart: Annotated[
+        RestartStatus | None, Field(default=None, description="Cause and cost of the last restart.")
     ] = None
 
 

@@ -37,6 +37,7 @@ from instructpt_operator.reconcilers.failures import (
     taken_away,
     unreadable,
 )
+from instructpt_operator.reconcilers.restarts import note_restart, note_start
 from instructpt_operator.reconcilers.template import is_corrected, marked
 from instructpt_operator.reconcilers.visit import Visit, is_leaving, rfc3339, seconds_since
 
@@ -244,6 +245,8 @@ def _failed(visit: Visit, stage: Stage, record: StageStatus, failure: Failure, f
         return Seen(
             stage=observation, active=False, problem=Problem(type="Failed", reason=Reason.BACKOFF, message=message)
         )
+    if stage.kind == "train":
+        note_restart(visit, record.attempt + 1, failure.message, _told(facts))
     counted = f"failure {failures} of {limit} allowed" if failure.counted else "not counted"
     visit.say(
         failure.reason, f"step {stage.step}, attempt {record.attempt}: {failure.message} ({counted})", warning=True
@@ -254,10 +257,15 @@ def _failed(visit: Visit, stage: Stage, record: StageStatus, failure: Failure, f
 
 def _reached(visit: Visit, facts: PodFacts | None) -> int:
     """The step that an attempt of a training came to: what its pods left, or what they told last."""
+    return max(_told(facts) or 0, getattr(visit.resource.status, "step", None) or 0)
+
+
+def _told(facts: PodFacts | None) -> int | None:
+    """The step that the pods of this attempt left, or told last; ``None`` where they told none."""
     told = [(e.message or {}).get("done") for e in (facts.ends if facts is not None else ())]
     figures = facts.figures if facts is not None else None
-    told += [figures["done"] if figures else None, getattr(visit.resource.status, "step", None)]
-    return max((n for n in told if isinstance(n, int)), default=0)
+    told += [figures["done"] if figures and figures.get("total") else None]
+    return max((n for n in told if isinstance(n, int)), default=None)
 
 
 def _next_attempt(visit: Visit, stage: Stage, record: StageStatus, left: list[Object]) -> Seen:
@@ -289,6 +297,8 @@ def _start(visit: Visit, stage: Stage, record: StageStatus) -> Seen:
         return _create_finalize(visit, stage, visit.remember(record, attempt=attempt))
     # A cache that is far behind knows neither of later attempts nor of their children.
     visit.actions.append(ConfirmFresh())
+    if last > 0 and stage.kind == "train":
+        note_start(visit, attempt)
     if last > 0:
         before = render_task(stage, stage.work, last, visit.context)
         visit.actions.append(ConfirmAbsent(ref=Ref.of(before)))

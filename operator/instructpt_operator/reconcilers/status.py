@@ -13,6 +13,7 @@ from instructpt.plan.model import Plan
 from instructpt.plan.naming import LABEL_KIND, LABEL_NAME, LABEL_TASK, TASK_WORK
 from instructpt.plan.status import Judged, Observation, judge
 from instructpt_operator.actions import Create, Outcome
+from instructpt_operator.reconcilers.restarts import restarts
 from instructpt_operator.reconcilers.visit import Visit, is_leaving, rfc3339
 
 KINDS = ("Corpus", "SynthesisJob", "TrainingJob", "EvaluationJob")
@@ -148,6 +149,8 @@ def _training(visit: Visit, plan: Plan | None, observation: Observation, wire: d
         steps = stage.result.counts.get("steps")
         out["step"], out["steps"] = steps, steps
         out["loss"] = stage.result.scores.get("final_loss", out["loss"])
+        out["checkpoint"] = stage.result.counts.get("checkpoint", out["checkpoint"])
+    out |= restarts(visit, seen)
     return {k: v for k, v in out.items() if v is not None}
 
 

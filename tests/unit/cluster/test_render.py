@@ -384,12 +384,14 @@ def test_a_training_gets_the_time_that_its_state_takes_to_upload() -> None:
     config = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
     seven_billion = {"init": {"config": {**config, "model_type": "llama", "vocab_size": 32000}}}
     parameters = 6_738_415_616
-    assert grace(**seven_billion) == 60 + -(-12 * parameters // 200_000_000)
+    assert grace(**seven_billion, nodes=1) == 60 + -(-2 * 12 * parameters // 200_000_000)
     assert grace(**seven_billion, checkpoint={"uploadBytesPerSecond": 20_000_000_000}) == 120
     assert grace(init={"preset": "tiny"}) == 120
     # From a name that tells; where nothing does, enough for a model that most would start from.
-    assert grace(init={"from": "meta-llama/Meta-Llama-3-8B"}) == 60 + 12 * 8_000_000_000 // 200_000_000
-    assert grace(init={"from": "some/model"}) == 600
+    named = {"init": {"from": "meta-llama/Meta-Llama-3-8B"}}
+    assert grace(**named, nodes=1) == 60 + 2 * 12 * 8_000_000_000 // 200_000_000
+    assert grace(**named, nodes=4) == 60 + 2 * 12 * 2_000_000_000 // 200_000_000
+    assert grace(init={"from": "some/model"}) == 1200
 
 
 # Plans

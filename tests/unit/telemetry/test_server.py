@@ -41,4 +41,5 @@ def test_figures_that_are_not_given_stay() -> None:
     progress.update(done=2)
     assert progress.snapshot() == {
         "done": 2, "total": 2, "unit": "steps", "per_second": 0.0, "counts": {}, "rates": {}, "gauges": {"loss": 3.5},
+        "notes": {},
     }  # fmt: skip
