@@ -64,8 +64,7 @@ def checked(found: Any) -> Mapping[str, Any] | None:
         if not all(isinstance(value, int | float) for value in figures.values()):
             return None
     out = {n: found[n] for n in ("done", "total", "unit", "counts", "rates", "gauges")} | {"per_second": speed}
-    notes = _notes(found.get("notes"))
-    return {**out, "notes": notes} if notes else out
+    return {**out, "notes": _notes(found.get("notes"))}
 
 
 def _notes(found: Any) -> dict[str, str]:

@@ -173,6 +173,54 @@ def test_killed_and_resumed_equals_undisturbed_without_a_compiler(train_spec, un
         assert (tmp_path / "killed" / name).read_bytes() == (undisturbed[1] / name).read_bytes(), name
 
 
+@pytest.mark.parametrize(("kill_at", "moment", "kept"), [(5, "after", 4), (8, "before", 4), (8, "after", 8)])
+def test_killed_at_a_write_of_a_checkpoint_it_comes_to_the_same_bytes(
+    train_spec, undisturbed, tmp_path, monkeypatch, kill_at, moment, kept
+):
+    """The second checkpoint is writes 7 to 12: a part, two records, the data position, manifest, LATEST."""
+    from instructpt.training import loop
+
+    spec, stores = train_spec(tmp_path / "killed"), []
+
+    def deadly(uri, **access):
+        stores.append(FaultyStore(open_store(uri, **access), kill_at=4 + kill_at, moment=moment))
+        return stores[-1]
+
+    monkeypatch.setattr(loop, "open_store", deadly)
+    with pytest.raises(Killed):
+        entry.run(spec, ctx(tmp_path / "s"))
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "killed" / "checkpoints" / "LATEST").read_text())["step"] == kept
+    trained(spec, tmp_path / "s")
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (undisturbed[1] / name).read_bytes(), name
+
+
+def test_a_corrupt_checkpoint_is_refused_with_its_reason_for_all_to_see(train_spec, undisturbed, tmp_path):
+    spec = train_spec(tmp_path / "out")
+    left = ctx(tmp_path / "s")
+    update = left.progress.update
+
+    def stop_at_9(**figures):
+        update(**figures)
+        if figures.get("done") == 8:
+            left.stop.set()
+
+    left.progress.update = stop_at_9
+    with pytest.raises(entry.Preempted, match="stopped after step 9 of 10, a checkpoint was written"):
+        entry.run(spec, left)
+    part = next((tmp_path / "out" / "checkpoints" / "step-9").glob("*/*.safetensors"))
+    part.write_bytes(part.read_bytes()[:-7])
+    again = ctx(tmp_path / "s")
+    entry.run(spec, again)
+    figures = again.progress.snapshot()
+    assert figures["gauges"]["resumed_step"] == 8
+    assert "checkpoint step-9 is refused: " in figures["notes"]["resume"]
+    assert "is truncated" in figures["notes"]["resume"]
+    assert entry.finalize(spec, again).counts["checkpoint"] == 8
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (undisturbed[1] / "model.safetensors").read_bytes()
+
+
 @pytest.mark.slow
 def test_asked_to_leave_it_checkpoints_and_goes_on_from_there(train_spec, undisturbed, tmp_path):
     spec = train_spec(tmp_path / "left")

@@ -11,7 +11,7 @@ import time
 import pytest
 from podmaker import FIGURES
 
-from instructpt_operator.progress import ANSWER_SECONDS, fetch_progress
+from instructpt_operator.progress import ANSWER_SECONDS, checked, fetch_progress
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,18 @@ def test_an_answer_of_a_pod_is_checked(body: str, good: bool) -> None:
         found = fetch_progress("127.0.0.1", port=server.server_address[1])
         thread.join(5)
     assert (found == FIGURES) if good else (found is None)
+
+
+def test_notes_are_bounded_and_what_is_none_is_left_out() -> None:
+    figures = {"done": 1, "total": 2, "unit": "steps", "counts": {}, "rates": {}, "gauges": {}}
+    notes = {"long": "x" * 1000, "number": 7, "n" * 100: "x", **{f"n{i}": "x" for i in range(9)}}
+    found = checked({**figures, "notes": notes})
+    assert found is not None
+    assert {n: len(text) for n, text in found["notes"].items()} == {"long": 400, "n0": 1, "n1": 1, "n2": 1}
+    for nothing in ({}, None, "x", [1]):
+        told = checked({**figures, "notes": nothing})
+        assert told is not None
+        assert told["notes"] == {}
 
 
 def test_a_pod_that_does_not_answer_is_no_error() -> None:

@@ -217,6 +217,82 @@ def test_a_training_that_fails_is_started_again_as_a_whole() -> None:
     assert ("PyTorchJob", "t-train-1") not in cluster.objects
 
 
+def test_a_restart_tells_its_cause_and_the_steps_that_it_lost_once() -> None:
+    def figures(done: int, resumed: int) -> dict[str, Any]:
+        gauges = {"loss": 3.0, "resumed_step": float(resumed), "checkpoint_step": float(resumed)}
+        return told(done, 50, "steps", gauges=gauges if resumed else {"loss": 3.0})
+
+    act: Runs | Ends = Runs(figures(12, 0))
+    cluster, key = start(TRN, lambda step, task, n: act if (step, task) == ("train", TASK_WORK) else Ends())
+    cluster.settle(rounds=20)
+    assert "lastRestart" not in cluster.status(key)
+    # It fails at a step beyond the last that was heard of; the next attempt goes on from a checkpoint.
+    act = Ends(
+        code=1, message={"error": {"type": "TrainingError", "message": "rank 1 died"}, "done": 14, "unit": "steps"}
+    )
+    cluster.settle(rounds=3)
+    restart = cluster.status(key)["lastRestart"]
+    assert (restart["attempt"], restart["reached"], restart.get("lostSteps")) == (2, 14, None)
+    assert "rank 1 died" in restart["cause"]
+    act = Runs(figures(11, 10))
+    cluster.settle(rounds=20)
+    status = cluster.status(key)
+    assert status["restarts"] == 1
+    assert (status["lastRestart"]["resumed"], status["lastRestart"]["lostSteps"], status["lostSteps"]) == (10, 4, 4)
+    cluster.settle(rounds=5)
+    assert cluster.status(key)["lostSteps"] == 4
+    # One that dies before it tells anything loses nothing more than the one after it shows.
+    act = Ends(code=1, message={"error": {"type": "StorageError", "message": "away"}})
+    cluster.settle(rounds=3)
+    assert cluster.status(key)["lastRestart"]["reached"] == 11
+    act = Runs(figures(10, 10))
+    cluster.settle(rounds=30)
+    status = cluster.status(key)
+    assert (status["lastRestart"]["attempt"], status["lastRestart"]["lostSteps"], status["lostSteps"]) == (3, 1, 5)
+
+
+def test_a_training_that_is_suspended_leaves_with_a_checkpoint_and_goes_on_without_loss() -> None:
+    act: Runs | Ends = Runs(told(12, 50, "steps", gauges={"checkpoint_step": 8.0}))
+    cluster, key = start(TRN, lambda step, task, n: act if (step, task) == ("train", TASK_WORK) else Ends())
+    cluster.settle(rounds=20)
+    cluster.edit(key, suspend=True)
+    cluster.settle(rounds=5)
+    assert cluster.is_true(key, "Suspended")
+    assert ("PyTorchJob", "t-train-1") not in cluster.objects  # deleted: its pods have their grace period
+    act = Runs(told(13, 50, "steps", gauges={"checkpoint_step": 12.0, "resumed_step": 12.0}))
+    cluster.edit(key, suspend=False)
+    cluster.settle(rounds=20)
+    status = cluster.status(key)
+    assert status["lastRestart"].items() >= {"attempt": 2, "reached": 12, "resumed": 12, "lostSteps": 0}.items()
+    assert "suspended" in status["lastRestart"]["cause"]
+    assert (status["lostSteps"], status["checkpoint"]) == (0, 12)
+
+
+def test_what_a_worker_notes_stands_in_the_condition_and_goes_with_it() -> None:
+    note = "checkpoint step-8 cannot be stored for now, and is tried again: connection refused"
+    figures = told(12, 50, "steps", gauges={"loss": 3.0})
+    act: Runs | Ends = Runs({**figures, "notes": {"checkpoint": note}})
+    cluster, key = start(TRN, lambda step, task, n: act if (step, task) == ("train", TASK_WORK) else Ends())
+    cluster.settle(rounds=20)
+    assert cluster.condition(key, "Running")["message"] == f"step train, attempt 1; {note}"
+    act = Runs(figures)
+    cluster.settle(rounds=5)
+    assert cluster.condition(key, "Running")["message"] == "step train, attempt 1"
+
+
+def test_the_checkpoint_of_a_training_that_ended_is_its_last_one() -> None:
+    gauges = {"checkpoint_step": 8.0}
+    act: Runs | Ends = Runs(told(12, 50, "steps", gauges=gauges))
+    counts = {"steps": 50, "checkpoint": 48}
+    end = Ends(result={"counts": counts})
+    cluster, key = start(TRN, lambda step, task, n: (act if task == TASK_WORK else end) if step == "train" else Ends())
+    cluster.settle(rounds=20)
+    assert cluster.status(key)["checkpoint"] == 8
+    act = Ends()
+    cluster.settle()
+    assert (cluster.is_true(key, "Complete"), cluster.status(key)["checkpoint"]) == (True, 48)
+
+
 def test_r11_the_next_attempt_waits_until_the_last_is_gone() -> None:
     cluster, key = start(TRN, fail_first(1, Ends(code=1), step="train"))
     while ("PyTorchJob", "t-train-1") not in cluster.objects:

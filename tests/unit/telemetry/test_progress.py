@@ -30,6 +30,15 @@ def test_a_stage_that_stands_still_gets_slower() -> None:
     assert progress.snapshot()["per_second"] == 0.05
 
 
+def test_a_note_stays_until_it_is_taken_away_and_is_short() -> None:
+    progress = Progress(clock=lambda: 0.0)
+    progress.update(notes={"checkpoint": "x" * 1000, "resume": "refused"})
+    progress.update(done=1)
+    assert {n: len(t) for n, t in progress.snapshot()["notes"].items()} == {"checkpoint": 400, "resume": 7}
+    progress.update(notes={"checkpoint": None})
+    assert progress.snapshot()["notes"] == {"resume": "refused"}
+
+
 def test_another_unit_begins_anew() -> None:
     now = [0.0]
     progress = Progress(clock=lambda: now[0])
