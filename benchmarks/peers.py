@@ -9,14 +9,20 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import venv
 from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "io": ("obstore==0.12.0", "aioboto3==15.5.0", "s3fs==2026.9.0"),
+    "hf-trainer": ("accelerate==1.15.0",),
+    "litgpt": ("litgpt==0.5.13",),
     "datatrove": ("datatrove==0.10.1", "aiofiles==25.1.0", "aiosqlite==0.22.1"),
 }
+
+SHARED = ("hf-trainer", "litgpt")
+"""Peers that use the project's torch: what is compared are loops, not builds of torch."""
 
 
 def cache() -> Path:
@@ -35,6 +41,9 @@ def interpreter(name: str) -> Path | None:
         return python
     if not python.exists():
         venv.create(folder, with_pip=True)
+    if name in SHARED:
+        own = next((folder / "lib").glob("python*")) / "site-packages"
+        (own / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES[name]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -378,6 +378,27 @@ CASES = (
     ),
     Case(
         "TrainingSettings",
+        "exactly one of tokens and epochs",
+        "TrainingJob",
+        {"tokens": ..., "epochs": 3},
+        {"tokens": 1000, "epochs": 3},
+    ),
+    Case(
+        "TrainingSettings",
+        "weights hold for tokens",
+        "TrainingJob",
+        {"tokens": ..., "epochs": 3},
+        {"tokens": ..., "epochs": 3, "mixture": [{"uri": "/x", "format": "text", "weight": 2}]},
+    ),
+    Case(
+        "TrainingSettings",
+        "do not go together; use zeroStage 2",
+        "TrainingJob",
+        {"kernels": {"compile": True}, "deepspeed": {"zeroStage": 2}},
+        {"kernels": {"compile": True}, "deepspeed": {"zeroStage": 3}},
+    ),
+    Case(
+        "TrainingSettings",
         "must name a tokenizer",
         "TrainingJob",
         {"init": {"preset": "500m"}, "tokenizer": {"from": "a/b"}},
@@ -441,6 +462,20 @@ CASES = (
         "InstructionPretraining",
         {"corpus__split": {"train": 0.5, "heldOut": 0.5}},
         {"corpus__split": {"train": 1.0, "heldOut": 0.0}},
+    ),
+    Case(
+        "InstructionPretrainingSpec",
+        "training.tokens must be set",
+        "InstructionPretraining",
+        {"training__tokens": 1000},
+        {"training__tokens": ..., "training__epochs": 2},
+    ),
+    Case(
+        "InstructionPretrainingSpec",
+        "training.validation.source must be raw",
+        "InstructionPretraining",
+        {"training__validation": {"source": {"source": "raw"}}},
+        {"training__validation": {"source": {"source": "tuning"}}},
     ),
     Case(
         "InstructionPretrainingSpec",

@@ -22,6 +22,7 @@ from instructpt.api.v1alpha1.synthesisjob import SplitName, SynthesisSettings
 from instructpt.api.v1alpha1.trainingjob import (
     CheckpointSpec,
     DeepSpeed,
+    Kernels,
     Objective,
     Optimizer,
     Schedule,
@@ -113,14 +114,25 @@ class TrainSource(ResolvedInput):
     max_tokens: int | None = None
 
 
+class ValidationRun(ApiModel):
+    """Token shards whose loss is taken every so many steps."""
+
+    source: TrainSource
+    every_steps: int
+    tokens: int
+
+
 class TrainRun(ApiModel):
-    """Train one model on a mixture of token shards."""
+    """Train one model on a mixture of token shards, for so many tokens or passes over all sources."""
 
     objective: Objective
     init: InitRun
     tokenizer: ResolvedInput
     sources: tuple[TrainSource, ...]
-    tokens: int
+    tokens: int | None = None
+    epochs: int | None = None
+    validation: ValidationRun | None = None
+    kernels: Kernels | None = None
     sequence_length: int
     global_batch_rows: int
     micro_batch_rows: int

@@ -141,7 +141,9 @@ def _synthesis(
 
 
 def _training(step: str, spec: TrainingJobSpec, machine: Machine) -> StageEstimate:
-    steps = math.ceil(spec.tokens / (spec.global_batch_rows * spec.sequence_length * FILL))
+    steps = None  # of epochs: known once the sources are packed
+    if spec.tokens is not None:
+        steps = math.ceil(spec.tokens / (spec.global_batch_rows * spec.sequence_length * FILL))
     config = architecture(spec.init.preset, spec.init.config)
     grace = _grace(spec, config)
     if "hidden_size" not in config:
@@ -156,7 +158,11 @@ def _training(step: str, spec: TrainingJobSpec, machine: Machine) -> StageEstima
         steps=steps,
         parameters=parameters,
         memory_bytes=memory_per_rank(spec, config, parameters, vocabulary) * (1 if gpu else spec.processes_per_node),
-        seconds=START_SECONDS["gpu" if gpu else "cpu"] + 6.0 * parameters * spec.tokens / rate,
+        seconds=(
+            None
+            if spec.tokens is None
+            else START_SECONDS["gpu" if gpu else "cpu"] + 6.0 * parameters * spec.tokens / rate
+        ),
         grace_seconds=grace,
     )
 

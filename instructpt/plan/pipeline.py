@@ -23,6 +23,7 @@ from instructpt.api.v1alpha1.trainingjob import (
     TokenizerTrain,
     TrainingJobSpec,
     TrainingSettings,
+    Validation,
 )
 from instructpt.errors import ConfigError
 from instructpt.plan.builder import PlanBuilder
@@ -310,6 +311,7 @@ def _training(pipeline: InstructionPretraining, arm: Arm, seed: int) -> PlannedC
         mixture.append(resolved)
         needs += [need] if need and need not in needs else []
     settings["mixture"] = tuple(mixture)
+    settings["validation"] = _held_out(pipeline)
     object_ = TrainingJob(
         api_version="instructpt.dev/v1alpha1", kind="TrainingJob", metadata=_meta(pipeline, step),
         spec=TrainingJobSpec(
@@ -318,6 +320,22 @@ def _training(pipeline: InstructionPretraining, arm: Arm, seed: int) -> PlannedC
         ),
     )  # fmt: skip
     return PlannedChild(step=step, object=object_, needs=tuple(needs), arm=arm.name)
+
+
+def _held_out(pipeline: InstructionPretraining) -> Validation | None:
+    """What arms are validated on: of the corpus the part that no arm trains on."""
+    wanted = pipeline.spec.training.validation
+    if wanted is None or wanted.source.source is None:
+        return wanted
+    if wanted.source.split not in (None, "heldOut"):
+        raise ConfigError(
+            "arms are validated on the held-out part alone",
+            field="spec.training.validation.source.split",
+            value=wanted.source.split,
+            fix="leave split out",
+        )
+    update = {"source": None, "ref": _ref(pipeline, "Corpus", STEP_CORPUS), "split": "heldOut"}
+    return wanted.model_copy(update={"source": wanted.source.model_copy(update=update)})
 
 
 def _resolve_source(pipeline: InstructionPretraining, entry: MixtureSource) -> tuple[MixtureSource, str | None]:

@@ -16,13 +16,23 @@ from instructpt.api.runspec import (
     TokenizerRun,
     TrainRun,
     TrainSource,
+    ValidationRun,
 )
-from instructpt.api.v1alpha1.trainingjob import MixtureSource, TokenizerSpec, TokenizerTrain, TrainingJobSpec
+from instructpt.api.v1alpha1.trainingjob import (
+    Kernels,
+    MixtureSource,
+    TokenizerSpec,
+    TokenizerTrain,
+    TrainingJobSpec,
+    Validation,
+)
 from instructpt.errors import ConfigError
 from instructpt.plan.builder import PlanBuilder, access_of
 from instructpt.plan.naming import below
 
 DEFAULT_TINY_VOCABULARY = 4096
+VALIDATION = "validation"
+"""Name of the held-out text in steps and lineage."""
 
 
 def plan_training(
@@ -46,7 +56,9 @@ def plan_training(
     init = None
     if spec.init.ref is not None:
         init = builder.lookup(spec.init.ref, "spec.init", fix="set init.from to that job's output")
-    entries = [_source(builder, i, entry) for i, entry in enumerate(spec.mixture)]
+    entries = [
+        _source(builder, source_name(i, entry), entry, f"spec.mixture[{i}]") for i, entry in enumerate(spec.mixture)
+    ]
     prepared = spec.prepared or below(spec.storage, "prepared")
     tokenizer, tokenizer_step = _plan_tokenizer(
         builder, spec, entries[0], prepared, f"{step}.tokenizer", waits_for, init
@@ -72,15 +84,53 @@ def plan_training(
             )  # fmt: skip
         )
     pack_steps = tuple(f"{step}.pack-{source_name(i, m)}" for i, m in enumerate(spec.mixture))
-    _check_budget(builder, spec, packed)
+    if spec.tokens is not None:
+        _check_budget(builder, spec, spec.tokens, packed)
+    held_out = None
+    if spec.validation is not None:
+        held_out = _plan_validation(
+            builder, spec, spec.validation, prepared, tokenizer, step, waits_for, tokenizer_step, arm
+        )
+        pack_steps += (f"{step}.pack-{VALIDATION}",)
     train = None
     ready = tokenizer is not None and (spec.init.ref is None or init is not None)
+    ready = ready and (spec.validation is None or held_out is not None)
     if ready and tokenizer is not None and all(p is not None for p in packed):
-        train = _train_section(spec, tokenizer, [p for p in packed if p is not None], init)
+        train = _train_section(spec, tokenizer, [p for p in packed if p is not None], init, held_out)
     return builder.add(
         step, "train", output=spec.storage, section=train, waits_for=pack_steps, replicas=spec.nodes,
         resources=spec.resources, arm=arm, seed=spec.seed if arm else None,
     )  # fmt: skip
+
+
+def _plan_validation(
+    builder: PlanBuilder,
+    spec: TrainingJobSpec,
+    validation: Validation,
+    prepared: StorageSpec,
+    tokenizer: ResolvedInput | None,
+    step: str,
+    waits_for: tuple[str, ...],
+    tokenizer_step: tuple[str, ...],
+    arm: str | None,
+) -> ResolvedInput | None:
+    """Token shards of the held-out text, packed like a source."""
+    entry = _source(builder, VALIDATION, validation.source, "spec.validation.source")
+    section = None
+    if entry is not None and tokenizer is not None:
+        section = PackRun(
+            source=entry, tokenizer=tokenizer, sequence_length=spec.sequence_length, objective=spec.objective,
+            profile=spec.profile,
+        )  # fmt: skip
+    return builder.add(
+        f"{step}.pack-{VALIDATION}",
+        "pack",
+        output=None if section is None else _by_content(prepared, "tokens", builder, section),
+        section=section,
+        waits_for=(*waits_for, *tokenizer_step),
+        parallelism=spec.prepare_parallelism,
+        arm=arm,
+    )
 
 
 def _check(spec: TrainingJobSpec) -> None:
@@ -93,6 +143,13 @@ def _check(spec: TrainingJobSpec) -> None:
                 field=f"spec.mixture[{index}].name",
                 value=name,
                 fix="choose a name that does not end with -finalize",
+            )
+        if name == VALIDATION and spec.validation is not None:
+            raise ConfigError(
+                "is the name of the text that is validated on",
+                field=f"spec.mixture[{index}].name",
+                value=name,
+                fix="choose another name",
             )
         if name in names[:index]:
             raise ConfigError(
@@ -111,7 +168,7 @@ def _check(spec: TrainingJobSpec) -> None:
             fix=f"use {positions} or less"
             + ("" if spec.init.model else ", or set init.config.max_position_embeddings"),
         )
-    if all(entry.repeats is not None for entry in spec.mixture):
+    if spec.epochs is None and all(entry.repeats is not None for entry in spec.mixture):
         raise ConfigError(
             "every source has repeats, so none can fill the budget",
             field="spec.mixture",
@@ -120,7 +177,9 @@ def _check(spec: TrainingJobSpec) -> None:
         )
 
 
-def _check_budget(builder: PlanBuilder, spec: TrainingJobSpec, packed: Sequence[ResolvedInput | None]) -> None:
+def _check_budget(
+    builder: PlanBuilder, spec: TrainingJobSpec, tokens: int, packed: Sequence[ResolvedInput | None]
+) -> None:
     """Refuse a mixture that its sources cannot fill as soon as all are packed: before a GPU is asked for.
 
     Raises:
@@ -139,7 +198,7 @@ def _check_budget(builder: PlanBuilder, spec: TrainingJobSpec, packed: Sequence[
         if result is not None
     ]  # fmt: skip
     try:
-        share_tokens(spec.tokens, shares)
+        share_tokens(tokens, shares)
     except ConfigError as error:
         raise ConfigError(error.message, field=f"spec.{error.field}", value=error.value, fix=error.fix) from error
 
@@ -149,9 +208,9 @@ def source_name(index: int, entry: MixtureSource) -> str:
     return entry.name or entry.source or (entry.ref.name if entry.ref else f"source-{index}")
 
 
-def _source(builder: PlanBuilder, index: int, entry: MixtureSource) -> PreparedSource | None:
+def _source(builder: PlanBuilder, name: str, entry: MixtureSource, field: str) -> PreparedSource | None:
     if entry.ref is not None:
-        place = builder.lookup(entry.ref, f"spec.mixture[{index}]", fix="set uri instead")
+        place = builder.lookup(entry.ref, field, fix="set uri instead")
     else:
         assert entry.uri is not None
         place = ResolvedInput(uri=entry.uri, digest=entry.digest, **access_of(entry))
@@ -164,11 +223,11 @@ def _source(builder: PlanBuilder, index: int, entry: MixtureSource) -> PreparedS
     if format_ is None:
         raise ConfigError(
             "must be set where a source is given by uri",
-            field=f"spec.mixture[{index}].format",
+            field=f"{field}.format",
             fix="augmented or corpus for a prefix with a manifest; instructions, jsonl, parquet, arrow, text for files",
         )
     return PreparedSource(
-        name=source_name(index, entry), format=format_, split=entry.split, text_field=entry.text_field,
+        name=name, format=format_, split=entry.split, text_field=entry.text_field,
         question_field=entry.question_field, answer_field=entry.answer_field, **dict(place),
     )  # fmt: skip
 
@@ -216,7 +275,11 @@ def _by_content(prepared: StorageSpec, kind: str, builder: PlanBuilder, section:
 
 
 def _train_section(
-    spec: TrainingJobSpec, tokenizer: ResolvedInput, packed: list[ResolvedInput], init: ResolvedInput | None
+    spec: TrainingJobSpec,
+    tokenizer: ResolvedInput,
+    packed: list[ResolvedInput],
+    init: ResolvedInput | None,
+    held_out: ResolvedInput | None,
 ) -> TrainRun:
     if spec.init.model is not None:
         init_run = InitRun(model=ResolvedInput(uri=spec.init.model))
@@ -224,6 +287,13 @@ def _train_section(
         init_run = InitRun(model=init)
     else:
         init_run = InitRun(config=architecture(spec.init.preset, spec.init.config))
+    validation = None
+    if spec.validation is not None and held_out is not None:
+        validation = ValidationRun(
+            source=TrainSource(name=VALIDATION, weight=1.0, max_repeats=1, **dict(held_out)),
+            every_steps=spec.validation.every_steps,
+            tokens=spec.validation.tokens,
+        )
     return TrainRun(
         objective=spec.objective, init=init_run, tokenizer=tokenizer,
         sources=tuple(
@@ -233,7 +303,8 @@ def _train_section(
             )
             for i, (entry, place) in enumerate(zip(spec.mixture, packed, strict=True))
         ),
-        tokens=spec.tokens, sequence_length=spec.sequence_length, global_batch_rows=spec.global_batch_rows,
+        tokens=spec.tokens, epochs=spec.epochs, validation=validation, kernels=None if spec.kernels == Kernels() else spec.kernels,
+        sequence_length=spec.sequence_length, global_batch_rows=spec.global_batch_rows,
         micro_batch_rows=spec.micro_batch_rows, optimizer=spec.optimizer, schedule=spec.schedule,
         gradient_clip=spec.gradient_clip, precision=spec.precision, deepspeed=spec.deepspeed, nodes=spec.nodes,
         processes_per_node=spec.processes_per_node, gpus_per_node=spec.gpus_per_node, checkpoint=spec.checkpoint,

@@ -22,6 +22,7 @@ class Batch:
         input_ids: Shape (rows, length).
         positions: Shape (rows, length): from 0 in each segment.
         segments: Shape (rows, length): number of the segment in its row, ``PADDING`` behind the last one.
+        bounds: Shape (pieces + 1,): where segments and paddings begin in the flattened batch, and its end.
         predict_from: Shape (targets,): position in the flattened batch whose hidden state predicts a target.
         labels: Shape (targets,): the targets.
         tokens: Tokens that are not padding.
@@ -30,6 +31,7 @@ class Batch:
     input_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     segments: NDArray[np.int64]
+    bounds: NDArray[np.int32]
     predict_from: NDArray[np.int64]
     labels: NDArray[np.int64]
     tokens: int
@@ -42,6 +44,7 @@ def make_batch(rows: Sequence[Row], length: int, pad: int) -> Batch:
     positions = np.zeros((count, length), dtype=np.int64)
     segments = np.full((count, length), PADDING, dtype=np.int64)
     targets = np.zeros((count, length), dtype=bool)
+    bounds: list[NDArray[np.int64]] = [] if rows else [np.zeros(1, dtype=np.int64)]
     for index, row in enumerate(rows):
         size = len(row.tokens)
         sizes = np.diff(row.segments)
@@ -49,12 +52,14 @@ def make_batch(rows: Sequence[Row], length: int, pad: int) -> Batch:
         segments[index, :size] = np.repeat(np.arange(len(sizes)), sizes)
         positions[index, :size] = np.arange(size) - np.repeat(row.segments[:-1], sizes)
         targets[index, :size] = row.targets
+        bounds.append(index * length + (row.segments[:-1] if size == length else row.segments))
     where = np.flatnonzero(targets)
     labels: Any = ids.reshape(-1)[where]
     return Batch(
         input_ids=ids,
         positions=positions,
         segments=segments,
+        bounds=np.concatenate([*bounds, [count * length]]).astype(np.int32),
         predict_from=where - 1,
         labels=labels,
         tokens=sum(len(row.tokens) for row in rows),

@@ -47,6 +47,7 @@ class Capture:
         small = {f"{self._prefix}{name}": t for name, t in random_state(self._engine.device).items()}
         kept = metrics.Recorder(steps=0, flops_per_token=0.0, peak_flops=None, progress=Progress())
         kept.results, kept.throughput = list(self._recorder.results), list(self._recorder.throughput)
+        kept.validation = list(self._recorder.validation)
 
         def write(folder: Path) -> list[FileEntry]:
             files = [write_part(folder / part_name(self._ranks.rank, self._ranks.world_size), flats, small)]
@@ -54,6 +55,7 @@ class Capture:
                 kept.write(folder)
                 (folder / TRAINER).write_text(json.dumps(self._position(step)), encoding="utf-8")
                 files += [_entry(folder / name) for name in (metrics.METRICS, metrics.THROUGHPUT, TRAINER)]
+                files += [_entry(folder / metrics.VALIDATION)] if kept.validation else []
             return files
 
         return write

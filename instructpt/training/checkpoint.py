@@ -47,7 +47,7 @@ def training_key(spec: RunSpec) -> str:
     """Hash of what decides a training, without how many ranks do it and how often it is saved."""
     assert spec.train is not None
     wire = spec.train.to_wire()
-    for name in ("nodes", "processesPerNode", "gpusPerNode", "microBatchRows", "checkpoint", "deepspeed"):
+    for name in ("nodes", "processesPerNode", "gpusPerNode", "microBatchRows", "checkpoint", "deepspeed", "kernels"):
         wire.pop(name, None)
     wire["codeVersion"] = spec.code_version
     return digest_of(canonical_json(wire).encode())[7:23]

@@ -24,10 +24,12 @@ class Fetched:
     Attributes:
         digest: Of its manifest.
         paths: Its shards in the order of the manifest.
+        shards: Their names there.
     """
 
     digest: str
     paths: tuple[str, ...]
+    shards: tuple[str, ...] = ()
 
 
 def fetch_tokens(source: TrainSource, cache: Path, *, sequence_length: int, tokenizer: str) -> Fetched:
@@ -57,7 +59,7 @@ def fetch_tokens(source: TrainSource, cache: Path, *, sequence_length: int, toke
                 f"token shard {entry.id} of {store.uri} is missing or corrupt", fix="remove its manifest and pack again"
             )
         paths.append(str(path))
-    return Fetched(digest=manifest.digest, paths=tuple(paths))
+    return Fetched(digest=manifest.digest, paths=tuple(paths), shards=tuple(entry.id for entry in manifest.shards))
 
 
 def _fetch(store: Store, key: str, sha256: str, cache: Path) -> Path | None:
@@ -107,6 +109,7 @@ class TokenSource:
     def __init__(self, source: TrainSource, fetched: Fetched) -> None:
         self._source = source
         self._shards = [TokenShard(Path(path)) for path in fetched.paths]
+        self._ids = fetched.shards or tuple(str(number) for number in range(len(self._shards)))
         counts = [shard.num_rows for shard in self._shards]
         self._first: NDArray[np.int64] = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
         self.row_loss: NDArray[np.int64] = _joined([shard.row_loss for shard in self._shards])
@@ -125,8 +128,19 @@ class TokenSource:
 
     def row(self, index: int) -> Row:
         """One row."""
-        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        shard = self._shard(index)
         return self._shards[shard].row(index - int(self._first[shard]))
+
+    def place(self, index: int) -> str:
+        """Where a row comes from, for people: micro-shard, row, and the places of its documents in the micro-shard."""
+        shard = self._shard(index)
+        row = index - int(self._first[shard])
+        items = self._shards[shard].row_items(row)
+        named = "" if items is None else f", documents {', '.join(str(item) for item in items)}"
+        return f"{self._source.name}: micro-shard {self._ids[shard]}, row {row}{named}"
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._first, index, side="right")) - 1
 
 
 def _joined(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:

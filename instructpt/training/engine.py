@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from instructpt.api.v1alpha1.trainingjob import Optimizer
 from instructpt.errors import EnvironmentNotReadyError
+from instructpt.training.adafactor import Adafactor
 from instructpt.training.parts import PARAM, Flat, Parts
 from instructpt.training.pieces import Piece
 
@@ -138,7 +139,7 @@ class Engine:
         if settings.precision == "bf16":
             config["bf16"] = {"enabled": True}
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=_adamw(module, settings.optimizer), config=config, dist_init_required=False
+            model=module, optimizer=_optimizer(module, settings.optimizer), config=config, dist_init_required=False
         )
         self._names = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
         self._make_moments(0)
@@ -170,6 +171,16 @@ class Engine:
             self._engine.step()
         detached: Tensor = loss.detach()
         return detached
+
+    def evaluate(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Forward alone, without gradients and dropout: the sum of the losses of a micro batch."""
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                loss: Tensor = self._engine(**batch)
+        finally:
+            self._engine.train()
+        return loss.detach()
 
     def step(self, learning_rate: float) -> float:
         """Clip and apply the gradients of the step; gives their norm before clipping."""
@@ -226,7 +237,9 @@ class Engine:
         Together the ranks give each element once; where all hold everything, each gives some of the parameters.
         """
         held = self._held()
-        return held[self._ranks.rank :: self._ranks.world_size] if self._plain() else held
+        if self._plain():
+            return held[self._ranks.rank :: self._ranks.world_size]
+        return held if self._ranks.rank == 0 else [flat for flat in held if not flat.is_copy]
 
     def load(self, parts: Parts, *, steps: int) -> None:
         """Continue from a checkpoint that was written after ``steps`` steps, by any number of ranks and any stage.
@@ -250,8 +263,14 @@ class Engine:
         inner, out = self._inner(), []
         for flat, pieces in zip(self._flat(), self._pieces(), strict=True):
             tensors = {PARAM: flat.detach().view(-1)}
-            tensors |= {key: inner.state[flat][key].view(-1) for key in MOMENTS}
+            if not isinstance(inner, Adafactor):
+                tensors |= {key: inner.state[flat][key].view(-1) for key in MOMENTS}
             out.append(Flat(tensors=tensors, pieces=tuple(pieces)))
+        if isinstance(inner, Adafactor):
+            out += [
+                Flat(tensors={PARAM: tensor.view(-1)}, pieces=pieces, is_copy=everywhere)
+                for tensor, pieces, everywhere in inner.held()
+            ]
         return out
 
     def _pieces(self) -> list[list[Piece]]:
@@ -262,7 +281,7 @@ class Engine:
         zero = self._optimizer
         if self._stage == 3:
             return [[self._cut_evenly(names[id(p)], p) for p in group] for group in zero.fp16_groups]
-        return [[piece for p in group if (piece := _mapped(names[id(p)], p))] for group in zero.bit16_groups]
+        return [[_mapped(names[id(p)], p) for p in group] for group in zero.bit16_groups]
 
     def _cut_evenly(self, name: str, p: nn.Parameter) -> Piece:
         """Stage 3 cuts each parameter into equal parts, the last one filled up."""
@@ -273,6 +292,12 @@ class Engine:
     def _make_moments(self, steps: int) -> None:
         """Zero moments now, not at the first step: there DeepSpeed links those of the first parameter group alone."""
         inner = self._inner()
+        if isinstance(inner, Adafactor):
+            pieces = {id(flat): held for flat, held in zip(self._flat(), self._pieces(), strict=True)}
+            shapes = {name: _piece(name, p, 0, 0, 0).shape for name, p in self._names.items()}
+            total = None if self._plain() or self._ranks.world_size == 1 else self.all_sum
+            inner.place(pieces, shapes, total, self.device, steps=steps)
+            return
         for flat in self._flat():
             inner.state[flat] = {
                 "step": torch.tensor(float(steps), device=flat.device),
@@ -311,24 +336,27 @@ def _piece(name: str, p: Tensor, start: int, offset: int, size: int) -> Piece:
     return Piece(name=name, shape=shape, start=int(start), offset=int(offset), size=int(size))
 
 
-def _mapped(name: str, p: nn.Parameter) -> Piece | None:
-    """The part of a parameter that stages 1 and 2 give to this rank, if any."""
+def _mapped(name: str, p: nn.Parameter) -> Piece:
+    """The part of a parameter that stages 1 and 2 give to this rank; of size 0 where they give none."""
     mapping: Any = getattr(p, "_hp_mapping", None)
     if mapping is None:
-        return None
+        return _piece(name, p, 0, 0, 0)
     whole, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
     return _piece(name, p, whole.start, flat.start, whole.numel)
 
 
-def _adamw(module: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
-    """AdamW; norms and biases, which have one dimension, do not decay."""
+def _optimizer(module: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
+    """The spec's optimizer; norms and biases, which have one dimension, do not decay."""
     named = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in named if p.dim() >= 2], "weight_decay": optimizer.weight_decay},
         {"params": [p for p in named if p.dim() < 2], "weight_decay": 0.0},
     ]
+    groups = [g for g in groups if g["params"]]
+    if optimizer.name == "adafactor":
+        return Adafactor(groups, optimizer.learning_rate)
     return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
+        groups,
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.epsilon,

@@ -62,7 +62,7 @@ def model_card(
         "---",
         f"# Trained by instructpt: {section.objective}",
         "",
-        f"{section.tokens:,} tokens in {steps:,} steps of {section.global_batch_rows} rows of "
+        f"{sum(r.tokens for r in receipts):,} tokens in {steps:,} steps of {section.global_batch_rows} rows of "
         f"{section.sequence_length} tokens.",
         f"Loss: {scores['first_loss']:.4f} at the first step, {scores['final_loss']:.4f} over the last ten.",
         "",

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from instructpt.api.runspec import RunSpec, TrainRun
+from instructpt.api.v1alpha1.trainingjob import Kernels
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, TrainingError
 from instructpt.storage import Store, open_store
 from instructpt.telemetry.progress import Progress
-from instructpt.training import metrics
+from instructpt.training import acceleration, attention, metrics
 from instructpt.training.background import Background
 from instructpt.training.batches import Batch, micro_batches
 from instructpt.training.capture import Capture
@@ -32,7 +33,7 @@ from instructpt.training.engine import Engine, EngineSettings, Ranks, on_all, st
 from instructpt.training.errors import Preempted
 from instructpt.training.export import CARD, model_card, write_model
 from instructpt.training.files import file_entries
-from instructpt.training.mixture import Mixture, Slot, slots_of_rank
+from instructpt.training.mixture import Mixture, Slot, SourceRows, slots_of_rank
 from instructpt.training.model import PackedCausalLM, build_model, load_model
 from instructpt.training.outputs import clear, result_key
 from instructpt.training.parts import PARAM, Parts
@@ -40,6 +41,7 @@ from instructpt.training.patience import Patience
 from instructpt.training.saver import NOTE, Group, Saver
 from instructpt.training.schedule import learning_rate
 from instructpt.training.tokenshards import Row
+from instructpt.training.validate import held_out
 from instructpt.training.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -92,12 +94,12 @@ class Trainer:
         set_threads(section)
         self._encoder = TextEncoder(Path(workspace.tokenizer))
         self._sources = [TokenSource(s, workspace.sources[s.name]) for s in section.sources]
-        self._mixture = Mixture(
-            [source.rows() for source in self._sources],
-            tokens=section.tokens,
-            batch_rows=section.global_batch_rows,
-            seed=section.seed,
-        )
+        rows, tokens = budget(section, [source.rows() for source in self._sources])
+        self._mixture = Mixture(rows, tokens=tokens, batch_rows=section.global_batch_rows, seed=section.seed)
+        self._held_out = None
+        if section.validation is not None:
+            source = section.validation.source
+            self._held_out = held_out(TokenSource(source, workspace.sources[source.name]), section.validation.tokens)
         self._rank_rows = section.global_batch_rows // self._ranks.world_size
         if section.global_batch_rows % self._ranks.world_size:
             raise ConfigError(
@@ -108,6 +110,7 @@ class Trainer:
             )
         self._micro_rows = min(section.micro_batch_rows, self._rank_rows)
         self._micro_batches = -(-self._rank_rows // self._micro_rows)
+        self._kernels = section.kernels or Kernels()
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the export."""
@@ -116,7 +119,8 @@ class Trainer:
         if self._device.type == "cpu":
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        module = PackedCausalLM(self._model())
+        acceleration.check(self._kernels, self._device, self._section.deepspeed.zero_stage)
+        module = self._module()
         resume = self._workspace.resume
         first, parts = (resume.step, Parts(resume.parts)) if resume else (0, None)
         if parts is not None:
@@ -204,9 +208,11 @@ class Trainer:
         loss_sum, stops, *votes = engine.all_sum(sums).tolist()
         loss = loss_sum / max(1, targets)
         if not math.isfinite(loss):
-            raise self._not_a_number(step, slots, loss)
+            raise self._not_a_number(engine, step, f"the loss of step {step + 1} is {loss}")
         rate = learning_rate(step, self._mixture.steps, section.optimizer.learning_rate, section.schedule)
         norm = engine.step(rate)
+        if not math.isfinite(norm):  # before anything is recorded or saved
+            raise self._not_a_number(engine, None, f"the gradients of step {step + 1} are {norm}", slots)
         if ranks.rank == 0:
             result = metrics.StepResult(
                 step=step + 1,
@@ -217,16 +223,56 @@ class Trainer:
                 loss_tokens=targets,
             )
             recorder.end(result, memory_bytes=self._memory(), data_seconds=waited)
-        saver.after_step(step + 1, votes, last=step + 1 == self._mixture.steps)
+        done, total = step + 1, self._mixture.steps
+        if section.validation and (done == total or done % section.validation.every_steps == 0):
+            self._validate(engine, recorder, done)  # before a checkpoint, which keeps what it found
+        saver.after_step(done, votes, last=done == total)
         return bool(stops > 0)
 
-    def _not_a_number(self, step: int, slots: list[Slot], loss: float) -> TrainingError:
-        rows = ", ".join(f"{self._section.sources[s.source].name}:{s.row}" for s in slots[:16])
-        more = f" and {len(slots) - 16} more" if len(slots) > 16 else ""
+    def _validate(self, engine: Engine, recorder: metrics.Recorder, done: int) -> None:
+        """The loss on the held-out rows; all ranks together."""
+        held = self._held_out
+        assert held is not None
+        began = time.monotonic()
+        total = torch.zeros(1, dtype=torch.float64, device=engine.device)
+        ranks, length = self._ranks, self._section.sequence_length
+        for batch in held.batches(ranks.rank, ranks.world_size, self._micro_rows, length, self._encoder.pad):
+            total += engine.evaluate(to_tensors(batch, engine.device))
+        loss = float(engine.all_sum(total).item()) / max(1, held.loss_tokens)
+        if ranks.rank == 0:
+            recorder.validated(done, loss, held.loss_tokens, time.monotonic() - began)
+
+    def _not_a_number(
+        self, engine: Engine, step: int | None, what: str, slots: list[Slot] | None = None
+    ) -> TrainingError:
+        """The error that names the rows: of a loss those alone that have one that is no number."""
+        bad = self._bad_slots(engine, step) if step is not None else slots or []
+        rows = [self._sources[slot.source].place(slot.row) for slot in bad]
+        more = f" and {len(rows) - 8} more rows" if len(rows) > 8 else ""
+        where = "; ".join(rows[:8])
+        cause = "whose rows are"
+        if step is not None:
+            whole = len(bad) == len(self._mixture.step(step))
+            cause = (
+                "and that of each of its rows, so that the weights are at fault" if whole else "because of these rows"
+            )
         return TrainingError(
-            f"the loss of step {step + 1} is {loss}; its rows are {rows}{more}",
-            fix="lower optimizer.learningRate or gradientClip, or look at these rows; the last checkpoint is whole",
+            f"{what}, {cause}: {where}{more}",
+            fix="lower optimizer.learningRate, or look at these documents; the last checkpoint is whole",
         )
+
+    def _bad_slots(self, engine: Engine, step: int) -> list[Slot]:
+        """Rows of a step whose own loss is no number; all of them where each alone has one."""
+        slots, ranks, section = self._mixture.step(step), self._ranks, self._section
+        mine: list[int] = []
+        numbers = range(len(slots))[ranks.rank :: ranks.world_size]
+        for turn in range(self._rank_rows):  # as often on every rank
+            rows = [self._row(slots[n]) for n in numbers[turn : turn + 1]]
+            batch = micro_batches(rows, 1, 1, section.sequence_length, self._encoder.pad)[0]
+            if not torch.isfinite(engine.evaluate(to_tensors(batch, engine.device))).all():
+                mine += numbers[turn : turn + 1]
+        bad = sorted(n for part in engine.gather(mine) for n in part)
+        return [slots[n] for n in bad] or slots
 
     def _row(self, slot: Slot) -> Row:
         return self._sources[slot.source].row(slot.row).head(slot.tokens)
@@ -238,6 +284,18 @@ class Trainer:
         return int(self._row(slot).targets.sum())
 
     # ---------------------------------------------------------------- set-up
+
+    def _module(self) -> PackedCausalLM:
+        model, kernels = self._model(), self._kernels
+        chosen = attention.choose(
+            kernels.attention,
+            device=self._device,
+            bf16=self._precision() == "bf16",
+            supported=attention.is_supported(model),
+        )
+        acceleration.accelerate(model, kernels)
+        log.info("attention: %s", chosen)
+        return PackedCausalLM(model, chosen)
 
     def _model(self) -> torch.nn.Module:
         section, encoder = self._section, self._encoder
@@ -283,6 +341,11 @@ class Trainer:
         peak = None
         if self._device.type == "cuda":
             peak = metrics.peak_flops(torch.cuda.get_device_name(self._device), self._ranks.world_size)
+        elif self._ranks.rank == 0:
+            peak = metrics.measured_peak() * self._ranks.world_size
+            log.info(
+                "matrix products of this rank: %.3f TFLOPS, the peak that MFU is of", metrics.measured_peak() / 1e12
+            )
         log.info(
             "%s parameters on %s, %d steps of %d rows, %d ranks x %d micro batches of %d rows, %s",
             f"{size:,}", self._device, self._mixture.steps, self._section.global_batch_rows, self._ranks.world_size,
@@ -301,6 +364,7 @@ class Trainer:
         return metrics.resident_bytes()
 
     # ---------------------------------------------------------------- export
+
 
     def _finish(self, engine: Engine, module: PackedCausalLM, recorder: metrics.Recorder) -> None:
         weights = engine.weights(torch.bfloat16 if self._precision() == "bf16" else torch.float32)
@@ -327,14 +391,14 @@ class Trainer:
                 "loss_tokens": sum(line["loss_tokens"] for line in lines),
                 "unique_documents": sum(r.unique_documents for r in receipts),
             },
-            "scores": dict(metrics.summary(recorder.losses())),
+            "scores": {**metrics.summary(recorder.losses()), **recorder.validation_scores()},
             "receipt": [receipt.to_dict() for receipt in receipts],
             "inputs": dict(self._workspace.inputs),
         }
 
     def _publish(self, folder: Path, recorder: metrics.Recorder, record: dict[str, Any]) -> None:
         """Upload the export and, last, what finalize reads."""
-        assert record["counts"]["tokens"] == self._section.tokens, "the budget was not met exactly"
+        assert record["counts"]["tokens"] == self._mixture.tokens, "the budget was not met exactly"
         recorder.write(folder)
         card = model_card(
             self._section, self._mixture.receipt(), record["inputs"], record["scores"], record["counts"]["steps"]
@@ -360,7 +424,24 @@ def upload(store: Store, folder: Path) -> None:
 def to_tensors(batch: Batch, device: torch.device) -> Mapping[str, Tensor]:
     """Arguments of :meth:`PackedCausalLM.forward`."""
     names = ("input_ids", "positions", "segments", "predict_from", "labels")
-    return {name: torch.from_numpy(getattr(batch, name)).to(device, non_blocking=True) for name in names}
+    on_device = {name: torch.from_numpy(getattr(batch, name)).to(device, non_blocking=True) for name in names}
+    return {**on_device, "bounds": torch.from_numpy(batch.bounds)}
+
+
+def budget(section: TrainRun, rows: Sequence[SourceRows]) -> tuple[list[SourceRows], int]:
+    """The sources with what they are to give, and the tokens of the run.
+
+    An epoch is one pass over every source, or as many as its ``repeats``.
+
+    Raises:
+        ConfigError: Neither tokens nor epochs are set.
+    """
+    if section.tokens is not None:
+        return list(rows), section.tokens
+    if section.epochs is None:
+        raise ConfigError("needs tokens or epochs", field="tokens", fix="set one of them")
+    passed = [replace(source, repeats=section.epochs * (source.repeats or 1)) for source in rows]
+    return passed, sum(source.share().fixed or 0 for source in passed)
 
 
 def choose_device(section: TrainRun, ranks: Ranks) -> torch.device:

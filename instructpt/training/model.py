@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from instructpt.errors import ConfigError
-
-CHUNK_LOGITS = 1 << 26
-"""Logits held at once; more targets than that are done in pieces, recomputed in the backward pass."""
+from instructpt.training import attention as attentions
+from instructpt.training import losses
+from instructpt.training.attention import AttentionName
 
 
 def build_model(
@@ -103,14 +103,31 @@ class PackedCausalLM(nn.Module):
 
     Args:
         model: A causal language model of transformers.
+        attention: See :mod:`instructpt.training.attention`.
+
+    Raises:
+        ConfigError: The model does something that this would leave out.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, attention: AttentionName = "blocks") -> None:
         super().__init__()
         self.model = model
+        self.attention = attention
+        config: Any = model.config
+        _check_head(config)
+        if attention != "mask":
+            attentions.install(model)
+        self._window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        self._is_linear = losses.install(cast("Any", model).get_output_embeddings())
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, segments: Tensor, predict_from: Tensor, labels: Tensor
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        segments: Tensor,
+        bounds: Tensor,
+        predict_from: Tensor,
+        labels: Tensor,
     ) -> Tensor:
         """Sum of the losses of the targets, in nats.
 
@@ -118,48 +135,65 @@ class PackedCausalLM(nn.Module):
             input_ids: Shape (rows, length).
             positions: Shape (rows, length).
             segments: Shape (rows, length).
+            bounds: Shape (pieces + 1,), int32, on the CPU.
             predict_from: Shape (targets,), in the flattened batch.
             labels: Shape (targets,).
         """
-        hidden = self.hidden(input_ids, positions, segments)
+        hidden = self.hidden(input_ids, positions, segments, bounds)
         flat = hidden.reshape(-1, hidden.shape[-1])
         if labels.numel() == 0:
             return flat.float().sum() * 0.0  # keeps every parameter in the graph, as ZeRO's hooks need
         picked = flat.index_select(0, predict_from)
-        size = max(1, CHUNK_LOGITS // self._vocab_size())
-        if labels.numel() <= size:
-            return self._loss(picked, labels)
+        head = cast("Any", self.model).get_output_embeddings()
+        if self._is_linear:
+            return cast("Tensor", head(picked, labels))
+        size = losses.rows_at_once(int(cast("Any", self.model).config.vocab_size), picked.device)
         parts = zip(torch.split(picked, size), torch.split(labels, size), strict=True)
-        losses = [cast("Tensor", checkpoint(self._loss, h, t, use_reentrant=False)) for h, t in parts]
-        return torch.stack(losses).sum()
+        sums = [cast("Tensor", checkpoint(self._loss, h, t, use_reentrant=False)) for h, t in parts]
+        return torch.stack(sums).sum()
 
-    def hidden(self, input_ids: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, positions: Tensor, segments: Tensor, bounds: Tensor) -> Tensor:
         """Last hidden states, shape (rows, length, hidden); those of padding mean nothing."""
         decoder = cast("Any", self.model).get_decoder()
+        mask, layout = None, None
+        if self.attention == "mask":
+            if isinstance(self._window, int) and self._window < input_ids.shape[1]:
+                raise ConfigError(
+                    f"the model looks back {self._window} tokens, which a mask over whole rows leaves out",
+                    field="attention",
+                    value="mask",
+                    fix=f"use attention: auto, or sequenceLength {self._window} or less",
+                )
+            mask = attentions.document_mask(segments)
+        else:
+            layout = attentions.Layout(
+                kernel=attentions.KERNELS[self.attention],
+                sizes=bounds.diff().tolist(),
+                bounds=bounds.to(input_ids.device, non_blocking=True),
+            )
         out = decoder(
-            input_ids=input_ids, attention_mask=document_mask(segments), position_ids=positions, use_cache=False
-        )
+            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False,
+            **attentions.arguments(layout),
+        )  # fmt: skip
         return cast("Tensor", out.last_hidden_state)
 
-    def logits(self, input_ids: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
+    def logits(self, input_ids: Tensor, positions: Tensor, segments: Tensor, bounds: Tensor) -> Tensor:
         """Shape (rows, length, vocabulary)."""
         head = cast("Any", self.model).get_output_embeddings()
-        return cast("Tensor", head(self.hidden(input_ids, positions, segments)))
+        return cast("Tensor", head(self.hidden(input_ids, positions, segments, bounds)))
 
     def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         logits = cast("Any", self.model).get_output_embeddings()(hidden)
         return F.cross_entropy(logits.float(), labels, reduction="sum")
 
-    def _vocab_size(self) -> int:
-        return int(cast("Any", self.model).config.vocab_size)
 
-
-def document_mask(segments: Tensor) -> Tensor:
-    """Who may see whom: shape (rows, 1, length, length), True inside a segment up to oneself.
-
-    Padding is a segment of its own, so that no row of the mask is empty (its softmax would not be a number).
-    """
-    same = segments[:, :, None] == segments[:, None, :]
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    return (same & causal).unsqueeze(1)
+def _check_head(config: Any) -> None:
+    """Refuse what some architectures do to logits after the head: the loss here would be that of another model."""
+    for name, harmless in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
+        found = getattr(config, name, None)
+        if found is not None and found != harmless:
+            raise ConfigError(
+                f"the architecture changes its logits by {name}={found}, which is not supported",
+                field="init",
+                fix="choose another model",
+            )

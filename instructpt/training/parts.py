@@ -35,10 +35,12 @@ class Flat:
     Attributes:
         tensors: Shape (elements,) each: ``param`` and the moments, by key.
         pieces: What each of them holds.
+        is_copy: Whether every rank holds the same.
     """
 
     tensors: Mapping[str, Tensor]
     pieces: tuple[Piece, ...]
+    is_copy: bool = False
 
 
 class HostCopy:

@@ -12,6 +12,7 @@ row_tokens           i8      shape (rows + 1,): row r holds ``tokens[row_tokens[
 row_segments         i8      shape (rows + 1,): row r holds segments ``row_segments[r]:row_segments[r + 1]``
 segment_tokens       i8      shape (segments + 1,): first token of each segment; attention never leaves a segment
 segment_documents    u4      shape (segments,): documents that begin in the segment; 0 where it continues a cut item
+segment_items        u4      shape (segments,): place of the item in the micro-shard; absent in older shards
 row_loss             u4      shape (rows,): tokens of the row that are targets
 loss_bits            u1      shape (ceil(tokens / 8),): bit set where a token is a target; absent when all are
 ===================  ======  ==================================================================================
@@ -37,9 +38,12 @@ from instructpt.training.packing import pack
 MAGIC = b"IPTTOKS1"
 ALIGN = 64
 EXTENSION = "tokens"
-_NAMES = ("tokens", "row_tokens", "row_segments", "segment_tokens", "segment_documents", "row_loss", "loss_bits")
+_NAMES = (
+    "tokens", "row_tokens", "row_segments", "segment_tokens", "segment_documents", "segment_items", "row_loss",
+    "loss_bits",
+)  # fmt: skip
 _TYPES = {"row_tokens": "<i8", "row_segments": "<i8", "segment_tokens": "<i8", "segment_documents": "<u4"}
-_TYPES |= {"row_loss": "<u4", "loss_bits": "|u1"}
+_TYPES |= {"segment_items": "<u4", "row_loss": "<u4", "loss_bits": "|u1"}
 
 Array = NDArray[Any]
 
@@ -103,6 +107,7 @@ def pack_items(items: Sequence[Item], sequence_length: int, *, dtype: str, seed:
         "row_tokens": segment_tokens[packing.row_pieces],
         "segment_tokens": segment_tokens,
         "segment_documents": np.array([items[i].documents if a == 0 else 0 for i, a, _ in pieces], dtype="<u4"),
+        "segment_items": packing.items.astype("<u4"),
     }
     assert len(arrays["tokens"]) == int(lengths.sum()), "packing lost or doubled tokens"
     targets = np.ones(len(arrays["tokens"]), dtype=bool)
@@ -197,6 +202,13 @@ class TokenShard:
         """Shape (rows,): documents that begin in each row."""
         running = np.concatenate(([0], np.cumsum(self._arrays["segment_documents"], dtype=np.int64)))
         return np.diff(running[self._arrays["row_segments"]])
+
+    def row_items(self, index: int) -> list[int] | None:
+        """Places in the micro-shard of the items in a row; None where the shard does not know."""
+        if "segment_items" not in self._arrays:
+            return None
+        a, b = (int(x) for x in self._arrays["row_segments"][index : index + 2])
+        return [int(item) for item in self._arrays["segment_items"][a:b]]
 
     def row(self, index: int) -> Row:
         """One row; ``tokens`` is a view into the file."""

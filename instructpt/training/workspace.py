@@ -47,7 +47,10 @@ class Workspace:
     def from_json(cls, text: str) -> Workspace:
         """Read what :meth:`to_json` wrote."""
         raw = json.loads(text)
-        raw["sources"] = {k: Fetched(digest=v["digest"], paths=tuple(v["paths"])) for k, v in raw["sources"].items()}
+        raw["sources"] = {
+            k: Fetched(digest=v["digest"], paths=tuple(v["paths"]), shards=tuple(v["shards"]))
+            for k, v in raw["sources"].items()
+        }
         raw["resume"] = None if raw["resume"] is None else Resume(**raw["resume"])
         raw["refused"] = tuple(raw["refused"])
         return cls(**raw)
@@ -74,7 +77,8 @@ def prepare_workspace(spec: RunSpec, store: Store, scratch: Path) -> Workspace:
         model = fetch_model(section.init.model, scratch / "models")
         inputs["init"] = model_digest(model)
     sources = {}
-    for source in section.sources:
+    validation = () if section.validation is None else (section.validation.source,)
+    for source in (*section.sources, *validation):
         fetched = fetch_tokens(
             source, scratch / "tokens", sequence_length=section.sequence_length, tokenizer=tokenizer.content
         )

@@ -224,6 +224,17 @@ class InstructionPretrainingSpec(RunPolicy):
             lambda s: s.corpus.split.held_out > 0,
         ),
         Rule(
+            "training.tokens must be set: arms are compared at equal token budgets, not at epochs",
+            "has(self.training.tokens)",
+            lambda s: s.training.tokens is not None,
+        ),
+        Rule(
+            "training.validation.source must be raw: it becomes the held-out part",
+            "!has(self.training.validation) || !has(self.training.validation.source.source) || "
+            "self.training.validation.source.source == 'raw'",
+            lambda s: s.training.validation is None or s.training.validation.source.source in (None, "raw"),
+        ),
+        Rule(
             "names of arms must differ",
             "self.arms.all(a, self.arms.exists_one(b, b.name == a.name))",
             lambda s: len({a.name for a in s.arms}) == len(s.arms),

@@ -208,7 +208,14 @@ class MixtureSource(Access):
 class Optimizer(ApiModel):
     """Optimizer and its rates."""
 
-    name: Annotated[Literal["adamw"], Field(default="adamw", description="Algorithm of the updates.")] = "adamw"
+    name: Annotated[
+        Literal["adamw", "adafactor"],
+        Field(
+            default="adamw",
+            description="Algorithm of the updates; adafactor keeps no moments of the size of the weights, and its rate "
+            "is relative to them.",
+        ),
+    ] = "adamw"
     learning_rate: Annotated[
         float, Field(default=3e-4, gt=0, le=10, description="Learning rate after warm-up, the highest.")
     ] = 3e-4
@@ -254,6 +261,40 @@ class DeepSpeed(ApiModel):
     ] = 1
 
 
+class Kernels(ApiModel):
+    """How the same numbers are computed faster."""
+
+    attention: Annotated[
+        Literal["auto", "blocks", "varlen", "mask"],
+        Field(
+            default="auto",
+            description="Attention inside documents: blocks one by one, varlen by FlashAttention (GPU, bf16), mask "
+            "over whole rows; auto takes varlen on a GPU and blocks on a CPU.",
+        ),
+    ] = "auto"
+    liger: Annotated[
+        bool, Field(default=False, description="Fused kernels of the package liger-kernel; GPU alone.")
+    ] = False
+    compile: Annotated[
+        bool, Field(default=False, description="torch.compile for each layer; needs a compiler on the CPU.")
+    ] = False
+
+
+class Validation(ApiModel):
+    """A loss on text that is not trained on, now and then."""
+
+    source: Annotated[
+        MixtureSource,
+        Field(
+            description="Its text; in a pipeline source raw is the held-out part. Weight and maxRepeats mean nothing."
+        ),
+    ]
+    every_steps: Annotated[int, Field(default=100, ge=1, description="Steps between validations.")] = 100
+    tokens: Annotated[
+        Count, Field(default=262_144, description="Tokens that are read at most, the same every time.")
+    ] = 262_144
+
+
 class CheckpointSpec(ApiModel):
     """When checkpoints are written and how many stay."""
 
@@ -286,7 +327,15 @@ class TrainingSettings(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "atomic"},
         ),
     ] = (MixtureSource(source="augmented"),)
-    tokens: Annotated[Count, Field(description="Non-padding tokens to train on, exactly.")]
+    tokens: Annotated[
+        Count | None, Field(default=None, description="Non-padding tokens to train on, exactly; or set epochs.")
+    ] = None
+    epochs: Annotated[
+        int | None,
+        Field(
+            default=None, ge=1, le=1000, description="Passes over all sources, each in an order of its own; or tokens."
+        ),
+    ] = None
     sequence_length: Annotated[int, Field(default=2048, ge=64, le=1_048_576, description="Tokens in a packed row.")] = (
         2048
     )
@@ -299,6 +348,10 @@ class TrainingSettings(ApiModel):
     max_repeats: Annotated[int, Field(default=4, ge=1, le=1000, description="Passes over a source at most.")] = 4
     optimizer: Annotated[Optimizer, Field(default_factory=Optimizer, description="Optimizer and its rates.")]
     schedule: Annotated[Schedule, Field(default_factory=Schedule, description="Learning rate over steps.")]
+    validation: Annotated[
+        Validation | None, Field(default=None, description="A loss on held-out text during the training.")
+    ] = None
+    kernels: Annotated[Kernels, Field(default_factory=Kernels, description="How the same is computed faster.")]
     gradient_clip: Annotated[float, Field(default=1.0, gt=0, description="Largest global norm of the gradients.")] = 1.0
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], Field(default="auto", description="auto is bf16 on a GPU and fp32 on a CPU.")
@@ -333,6 +386,22 @@ class TrainingSettings(ApiModel):
             "self.globalBatchRows % (self.nodes * (self.gpusPerNode > 0 ? self.gpusPerNode : "
             "self.processesPerNode)) == 0",
             lambda s: s.global_batch_rows % s.ranks == 0,
+        ),
+        Rule(
+            "training needs exactly one of tokens and epochs",
+            "has(self.tokens) != has(self.epochs)",
+            lambda s: (s.tokens is None) != (s.epochs is None),
+        ),
+        Rule(
+            "epochs reads every source as often; weights hold for tokens",
+            "!has(self.epochs) || !has(self.mixture) || self.mixture.all(m, !has(m.weight) || m.weight == 1.0)",
+            lambda s: s.epochs is None or all(m.weight == 1.0 for m in s.mixture),
+        ),
+        Rule(
+            "kernels.compile and zeroStage 3 do not go together; use zeroStage 2 or less",
+            "!has(self.kernels) || !has(self.kernels.compile) || !self.kernels.compile || !has(self.deepspeed) || "
+            "!has(self.deepspeed.zeroStage) || self.deepspeed.zeroStage < 3",
+            lambda s: not s.kernels.compile or s.deepspeed.zero_stage < 3,
         ),
         Rule(
             "a preset or config from scratch must name a tokenizer (tokenizer.from or tokenizer.train); only "
@@ -382,8 +451,11 @@ class TrainingJobSpec(TrainingSettings, RunPolicy):
         storage_fits("prepared", STORAGE_LIMIT),
         Rule(
             "source augmented, raw and tuning are known inside an InstructionPretraining only; use ref or uri",
-            "self.mixture.all(m, !has(m.source))",
-            lambda s: all(m.source is None for m in s.mixture),
+            "self.mixture.all(m, !has(m.source)) && (!has(self.validation) || !has(self.validation.source.source))",
+            lambda s: (
+                all(m.source is None for m in s.mixture)
+                and (s.validation is None or s.validation.source.source is None)
+            ),
         ),
     )
 
@@ -413,6 +485,9 @@ class TrainingJobStatus(CommonStatus):
     loss: Annotated[
         float | None,
         Field(default=None, description="Loss of the last step, at the end the mean of the last ten, in nats a token."),
+    ] = None
+    validation_loss: Annotated[
+        float | None, Field(default=None, description="Loss of the last validation, in nats a token.")
     ] = None
     checkpoint: Annotated[
         int | None, Field(default=None, ge=0, description="Step of the last verified checkpoint.")

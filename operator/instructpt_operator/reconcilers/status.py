@@ -137,12 +137,14 @@ def _training(visit: Visit, plan: Plan | None, observation: Observation, wire: d
     """Step, steps, loss and checkpoint: live from the workers, else as they stood, at the end from the result."""
     status = visit.resource.status
     out: dict[str, Any] = {n: getattr(status, n, None) for n in ("step", "steps", "loss", "checkpoint")}
+    out["validationLoss"] = getattr(status, "validation_loss", None)
     stage = next((s for s in plan.stages if s.kind == "train"), None) if plan is not None else None
     seen = observation.stages.get(stage.step) if stage is not None else None
     if seen is not None and seen.figures is not None and seen.figures.get("total"):
         gauges = seen.figures.get("gauges", {})
         out["step"], out["steps"] = seen.figures.get("done"), seen.figures.get("total")
         out["loss"] = gauges.get("loss", out["loss"])
+        out["validationLoss"] = gauges.get("validation_loss", out["validationLoss"])
         checkpoint = gauges.get("checkpoint_step")
         out["checkpoint"] = int(checkpoint) if checkpoint is not None else out["checkpoint"]
     if stage is not None and stage.result is not None:
@@ -150,6 +152,7 @@ def _training(visit: Visit, plan: Plan | None, observation: Observation, wire: d
         out["step"], out["steps"] = steps, steps
         out["loss"] = stage.result.scores.get("final_loss", out["loss"])
         out["checkpoint"] = stage.result.counts.get("checkpoint", out["checkpoint"])
+        out["validationLoss"] = stage.result.scores.get("validation_loss", out["validationLoss"])
     out |= restarts(visit, seen)
     return {k: v for k, v in out.items() if v is not None}
 

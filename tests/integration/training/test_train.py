@@ -15,8 +15,8 @@ from faults import FaultyStore, Killed
 
 import instructpt
 from instructpt.api.base import StorageSpec
-from instructpt.api.runspec import InitRun, PackRun, ResolvedInput, TokenizerRun, TrainSource
-from instructpt.api.v1alpha1.trainingjob import CheckpointSpec, DeepSpeed
+from instructpt.api.runspec import InitRun, PackRun, ResolvedInput, TokenizerRun, TrainSource, ValidationRun
+from instructpt.api.v1alpha1.trainingjob import CheckpointSpec, DeepSpeed, Kernels
 from instructpt.corpus.manifest import load_manifest
 from instructpt.errors import ConfigError, TrainingError
 from instructpt.storage import open_store
@@ -24,6 +24,8 @@ from instructpt.storage.hashing import sha256_of_file
 from instructpt.storage.models import fetch_model
 from instructpt.telemetry.context import WorkerContext
 from instructpt.training import entry, prepare
+from instructpt.training.model import build_model
+from instructpt.training.tokenshards import TokenShard
 
 pytestmark = pytest.mark.deepspeed
 
@@ -295,18 +297,26 @@ def test_what_nobody_foresaw_in_a_rank_may_be_tried_again(tmp_path):
     assert "FileNotFoundError" in cause.message
 
 
-def test_a_loss_that_is_no_number_names_step_and_rows(train_spec, undisturbed, tmp_path):
-    from safetensors.numpy import load_file, save_file
+def test_a_loss_that_is_no_number_names_step_rows_and_documents(tiny, train_spec, tmp_path):
+    """The input embedding of a rare token is no number: the rows that hold it, and no other, are at fault."""
+    import torch
+    from transformers import AutoTokenizer
 
-    poisoned = tmp_path / "poisoned"
-    shutil.copytree(undisturbed[1], poisoned)
-    (poisoned / "manifest.json").unlink()
-    weights = load_file(poisoned / "model.safetensors")
-    next(iter(weights.values()))[0] = np.nan
-    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
-    spec = train_spec(tmp_path / "nan", init=InitRun(model=ResolvedInput(uri=str(poisoned))))
-    with pytest.raises(TrainingError, match=r"step 1 is nan; its rows are text:\d+, text:\d+"):
+    config = {**train_spec(tmp_path).train.init.config, "tie_word_embeddings": False}
+    size = len(AutoTokenizer.from_pretrained(tiny.tokenizer.uri))
+    model = build_model(config, seed=1, vocab_size=size, special={}, length=64)
+    shards = [TokenShard(path) for path in sorted(Path(tiny.tokens.uri).rglob("*.tokens"))]
+    rows = [shard.row(n).tokens for shard in shards for n in range(shard.num_rows)]
+    holders = np.array([sum(token in row for row in rows) for token in range(size)])
+    rare = int(np.argmin(np.where(holders > 0, holders, len(rows))))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[rare] = torch.nan
+    model.save_pretrained(tmp_path / "poisoned")
+    spec = train_spec(tmp_path / "nan", init=InitRun(model=ResolvedInput(uri=str(tmp_path / "poisoned"))))
+    said = r"the loss of step \d+ is nan, because of these rows: text: micro-shard file-0000\d, row \d+, documents \d+"
+    with pytest.raises(TrainingError, match=said) as error:
         entry.run(spec, ctx(tmp_path / "s"))
+    assert 1 <= str(error.value).count("micro-shard") < 8
     assert not (tmp_path / "nan" / "model.safetensors").exists()
 
 
@@ -407,3 +417,39 @@ def test_an_export_whose_files_changed_before_its_manifest_is_made_again(train_s
     assert trained(spec, tmp_path / "s").digest == undisturbed[0].digest
     assert "model.safetensors below" in caplog.text
     verified(output)
+
+
+def test_validation_changes_nothing_and_is_recorded(tiny, train_spec, undisturbed, tmp_path):
+    held = TrainSource(name="validation", weight=1.0, max_repeats=1, uri=tiny.tokens.uri, digest=tiny.tokens.digest)
+    section = ValidationRun(source=held, every_steps=4, tokens=400)
+    output = tmp_path / "out"
+    result = trained(train_spec(output, validation=section, micro_batch_rows=3), tmp_path / "s")
+    found = [json.loads(line) for line in (output / "validation.jsonl").read_text().splitlines()]
+    assert losses(output) == pytest.approx(GOLDEN, abs=1e-4)
+    assert [line["step"] for line in found] == [4, 8, 10]
+    assert found[0]["loss"] > found[-1]["loss"] == result.scores["validation_loss"]
+    assert 300 < found[0]["loss_tokens"] <= 400
+    manifest = load_manifest(open_store(str(output)))
+    assert "validation.jsonl" in {file.path for file in manifest.files}
+    assert manifest.inputs["source:validation"] == tiny.tokens.digest
+
+
+def test_epochs_pass_over_every_token_so_often(tiny, train_spec, tmp_path):
+    tokens = load_manifest(open_store(tiny.tokens.uri)).counts["tokens"]
+    output = tmp_path / "out"
+    result = trained(
+        train_spec(output, tokens=None, epochs=2, global_batch_rows=64, micro_batch_rows=64), tmp_path / "s"
+    )
+    assert result.counts["tokens"] == 2 * tokens
+    receipt = load_manifest(open_store(str(output))).extra["receipt"][0]
+    assert (receipt["passes"], receipt["tokens"]) == (2.0, 2 * tokens)
+
+
+def test_kernels_give_the_same_losses_and_what_is_impossible_is_refused(train_spec, tmp_path):
+    for name in ("blocks", "mask"):
+        output = tmp_path / name
+        trained(train_spec(output, kernels=Kernels(attention=name)), tmp_path / f"s-{name}")
+        assert losses(output) == pytest.approx(GOLDEN, abs=1e-4)
+    for kernels, said in ((Kernels(attention="varlen"), "compute capability"), (Kernels(liger=True), "needs a GPU")):
+        with pytest.raises(ConfigError, match=said):
+            entry.run(train_spec(tmp_path / "no", kernels=kernels), ctx(tmp_path / "s-no"))

@@ -73,7 +73,7 @@ BAD = [
     ("unknown top field", {"spec__synthesys": {}}, "spec.synthesys: unknown field; did you mean synthesis?"),
     ("wrong type", {"spec__synthesis__shots": "three"}, "spec.synthesis.shots='three'"),
     ("out of range", {"spec__synthesis__convert": 1.5}, "spec.synthesis.convert=1.5"),
-    ("missing", {"spec__training__tokens": ...}, "spec.training.tokens: is required"),
+    ("missing", {"spec__training__tokens": ...}, "needs exactly one of tokens and epochs"),
     ("bad count", {"spec__training__tokens": "8Q"}, "suffixes k, M, B, T"),
     ("bad name", {"metadata__name": "Upper_Case"}, "metadata.name='Upper_Case'"),
     ("long name", {"metadata__name": "x" * 41}, "metadata.name"),

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from instructpt.errors import ConfigError
-from instructpt.training import model as model_module
+from instructpt.training import losses
+from instructpt.training.attention import document_mask
 from instructpt.training.batches import make_batch
-from instructpt.training.model import PackedCausalLM, build_model, document_mask
+from instructpt.training.model import PackedCausalLM, build_model
 from instructpt.training.tokenshards import Row
 
 CONFIG = {
@@ -36,7 +37,7 @@ def packed_row(texts):
 
 
 def tensors(batch):
-    names = ("input_ids", "positions", "segments", "predict_from", "labels")
+    names = ("input_ids", "positions", "segments", "bounds", "predict_from", "labels")
     return {n: torch.from_numpy(getattr(batch, n)) for n in names}
 
 
@@ -45,7 +46,7 @@ def test_packed_documents_have_the_logits_they_have_alone(packed):
     rows = [packed_row(texts[:2]), packed_row(texts[2:])]
     args = tensors(make_batch(rows, 20, pad=2))
     with torch.no_grad():
-        together = packed.logits(args["input_ids"], args["positions"], args["segments"])
+        together = packed.logits(args["input_ids"], args["positions"], args["segments"], args["bounds"])
         for text, (row, at) in zip(texts, [(0, 0), (0, 7), (1, 0), (1, 12)], strict=True):
             alone = packed.model(torch.from_numpy(text)[None]).logits[0]
             assert torch.allclose(together[row, at : at + len(text)], alone, atol=1e-5, rtol=0)
@@ -74,7 +75,7 @@ def test_many_targets_in_pieces_give_the_same_loss_and_gradients(packed, monkeyp
         return float(loss.detach()), [p.grad.clone() for p in packed.parameters()]
 
     whole, grads = measured()
-    monkeypatch.setattr(model_module, "CHUNK_LOGITS", 50 * 4)
+    monkeypatch.setitem(losses.CHUNK_LOGITS, "cpu", 50 * 4)
     pieces, again = measured()
     assert pieces == pytest.approx(whole, abs=1e-4)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(grads, again, strict=True))
