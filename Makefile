@@ -113,6 +113,10 @@ endif
 bench-io: $(DEV) ## Measure reading from S3 beside curl, boto3 and others (11 min); ARGS='--scale 0.02' for a trial
 	$(BIN)/python benchmarks/bench_io.py --repetitions 3 --output benchmarks/results/io.json $(ARGS)
 
+.PHONY: bench-train
+bench-train: $(DEV) ## Measure the training loop beside bare DeepSpeed and other trainers (25 min)
+	$(BIN)/python benchmarks/bench_train.py --output benchmarks/results/train.json $(ARGS)
+
 .PHONY: bench-synthesis
 bench-synthesis: $(DEV) ## Measure synthesis beside the bare engine and peers (20 min; INSTRUCTPT_REFERENCE: LMOps)
 	$(BIN)/python benchmarks/bench_synthesis.py --output benchmarks/results/synthesis.json $(ARGS)

@@ -17,12 +17,21 @@ from pathlib import Path
 PACKAGES: dict[str, tuple[str, ...]] = {
     "io": ("obstore==0.12.0", "aioboto3==15.5.0", "s3fs==2026.9.0"),
     "hf-trainer": ("accelerate==1.15.0",),
-    "litgpt": ("litgpt==0.5.13",),
+    "litgpt": (
+        "litgpt==0.5.13",
+        "lightning==2.6.6",
+        "lightning-utilities==0.15.3",
+        "pytorch-lightning==2.6.6",
+        "torchmetrics==1.9.0",
+        "jsonargparse==4.41.0",
+        "typeshed-client==2.15.0",
+    ),  # fmt: skip
     "datatrove": ("datatrove==0.10.1", "aiofiles==25.1.0", "aiosqlite==0.22.1"),
 }
 
 SHARED = ("hf-trainer", "litgpt")
-"""Peers that use the project's torch: what is compared are loops, not builds of torch."""
+"""Peers that use the project's torch and transformers: what is compared are loops, not builds of torch. Their packages
+are all named above and nothing else is installed, so that nothing hides the project's own."""
 
 
 def cache() -> Path:
@@ -44,7 +53,8 @@ def interpreter(name: str) -> Path | None:
     if name in SHARED:
         own = next((folder / "lib").glob("python*")) / "site-packages"
         (own / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES[name]]
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += [*(["--no-deps"] if name in SHARED else []), *PACKAGES[name]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         print(f"peer {name} cannot be installed and is left out:\n{done.stderr[-2000:]}", file=sys.stderr)

@@ -3,7 +3,7 @@
 The clock runs from the end of the warm-up to the end of the last measured step, whatever happens in between.
 
 - *ours*: the trainer as it is, on token shards, with masks, metrics and asynchronous checkpoints.
-- *bare*: DeepSpeed alone, on batches in memory that have the shapes and bounds of ours and random tokens; the same model,
+- *bare*: DeepSpeed alone, on batches in memory with the shapes and bounds of ours and random tokens; the same model,
   kernels and optimizer. Nothing of our loop is in it.
 - *padded* and *concatenated*: the bare loop on other batches: a document a row, filled up; rows cut out of one stream.
 - *plain*: the bare loop on the model of transformers as it comes, its own attention and loss.
@@ -11,6 +11,7 @@ The clock runs from the end of the warm-up to the end of the last measured step,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -81,22 +82,18 @@ def ours(job: Job, ranks: Any, clock: Clock) -> dict[str, Any]:
         return False
 
     calls: list[None] = []
-    try:
+    with contextlib.suppress(Enough):
         train(spec, workspace, Surroundings(ranks=ranks, stop=stop, progress=Watched()))
-    except Enough:
-        pass
     return {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
 
 
 def step_rows(job: Job, ranks: Any) -> list[list[Any]]:
     """The packed rows of this rank in every step, as the trainer takes them."""
-    from instructpt.storage import open_store
     from instructpt.training.dataset import TokenSource, fetch_tokens
     from instructpt.training.files import tokenizer_folder
     from instructpt.training.mixture import Mixture
 
     section = train_spec(job, ranks.world_size).train
-    assert open_store(section.sources[0].uri)
     content = tokenizer_folder(section.tokenizer, Path(job.output) / "models").content
     fetched = fetch_tokens(section.sources[0], Path(job.output), sequence_length=job.length, tokenizer=content)
     source = TokenSource(section.sources[0], fetched)
@@ -114,15 +111,16 @@ def padded(job: Job, ranks: Any) -> list[list[Any]]:
     """One document a row; half a row long on average, uniformly."""
     draw = np.random.default_rng(ranks.rank)
     sizes = draw.integers(8, job.length - 7, (job.total, job.rows // ranks.world_size))
-    return [[_row(np.array([0, int(size)])) for size in line] for line in sizes]
+    return [[row_of(np.array([0, int(size)])) for size in line] for line in sizes]
 
 
 def concatenated(job: Job, ranks: Any) -> list[list[Any]]:
     """Rows cut out of one stream: full, and attention over all of it."""
-    return [[_row(np.array([0, job.length]))] * (job.rows // ranks.world_size) for _ in range(job.total)]
+    return [[row_of(np.array([0, job.length]))] * (job.rows // ranks.world_size) for _ in range(job.total)]
 
 
-def _row(segments: Any) -> Any:
+def row_of(segments: Any) -> Any:
+    """A row with these bounds, whose tokens come later."""
     from instructpt.training.tokenshards import Row
 
     size = int(segments[-1])

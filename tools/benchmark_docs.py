@@ -57,6 +57,17 @@ GOALS: dict[str, dict[str, Goal]] = {
         "memory_mined_many_over_few": Goal(1.1, "most"),
         "memory_vllm_many_over_few": Goal(1.1, "most"),
     },
+    "train": {
+        "ours_over_bare": Goal(0.98, moonshot=0.995),
+        "checkpoint_stall_over_save": Goal(0.05, "most"),
+        "goodput_under_kills": Goal(0.90),
+        "packed_over_padded": Goal(1.9),
+        "packed_over_concatenated": Goal(0.97),
+        "chunked_over_whole_peak_memory": Goal(0.6, "most"),
+        "chunked_loss_difference": Goal(1e-6, "most"),
+        "ours_over_hf_trainer": Goal(1.0),
+        "ours_over_litgpt": Goal(1.0),
+    },
 }
 
 

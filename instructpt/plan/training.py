@@ -303,7 +303,8 @@ def _train_section(
             )
             for i, (entry, place) in enumerate(zip(spec.mixture, packed, strict=True))
         ),
-        tokens=spec.tokens, epochs=spec.epochs, validation=validation, kernels=None if spec.kernels == Kernels() else spec.kernels,
+        tokens=spec.tokens, epochs=spec.epochs, validation=validation,
+        kernels=None if spec.kernels == Kernels() else spec.kernels,
         sequence_length=spec.sequence_length, global_batch_rows=spec.global_batch_rows,
         micro_batch_rows=spec.micro_batch_rows, optimizer=spec.optimizer, schedule=spec.schedule,
         gradient_clip=spec.gradient_clip, precision=spec.precision, deepspeed=spec.deepspeed, nodes=spec.nodes,

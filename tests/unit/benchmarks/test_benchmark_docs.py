@@ -35,6 +35,7 @@ HEADLINES = {
         "prefix_hits_over_attainable",
         "goodput_under_kills",
     },
+    "train": {"ours_over_bare", "checkpoint_stall_over_save", "goodput_under_kills"},
 }
 
 
