@@ -365,7 +365,6 @@ class Trainer:
 
     # ---------------------------------------------------------------- export
 
-
     def _finish(self, engine: Engine, module: PackedCausalLM, recorder: metrics.Recorder) -> None:
         weights = engine.weights(torch.bfloat16 if self._precision() == "bf16" else torch.float32)
         export = Background()

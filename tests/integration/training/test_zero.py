@@ -30,7 +30,14 @@ def found(tmp_path_factory):
         "--local_addr=127.0.0.1",
         "--nproc_per_node=2",
     ]
-    done = subprocess.run([*argv, str(script), str(tmp_path_factory.mktemp("parts"))], env=env, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(
+        [*argv, str(script), str(tmp_path_factory.mktemp("parts"))],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 

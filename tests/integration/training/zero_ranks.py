@@ -1,4 +1,4 @@
-"""``zero_ranks.py FOLDER``: two ranks under torchrun train a small model in many ways; rank 0 prints one line of JSON with the losses.
+"""``zero_ranks.py FOLDER``: two ranks under torchrun train a small model in many ways; rank 0 prints losses as JSON.
 
 ``documents`` is the oracle: one process, no DeepSpeed, no packing, every document by itself, torch's own optimizers.
 """
