@@ -1,8 +1,14 @@
 """How long a checkpoint holds the training up: ours beside DeepSpeed's ``engine.save_checkpoint``, on the same state.
 
-One rank under torchrun: ``train_checkpoint.py CHECKPOINTS FOLDER``; rank 0 prints one line of JSON. Both write to the
-same local disk. Ours is held up for the copy; what it writes, uploads and verifies beside the steps is measured too.
-Every figure is that of the slowest rank.
+One rank under torchrun: ``train_checkpoint.py CHECKPOINTS FOLDER STAGE``; rank 0 prints one line of JSON. Both write to
+the same local disk. Every figure is that of the slowest rank:
+
+- *deepspeed*: ``save_checkpoint``, for all of which the training stands still;
+- *stall*: what ours holds it up: to begin, and what the next update waits for the copy after a forward and a backward
+  pass; *copy* is that copy by itself, with nothing beside it;
+- *step* and *slowed*: passes and update without a checkpoint, and those beside which one is copied, written and
+  verified, on the same two cores;
+- *behind*: until ``LATEST`` names it.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
-VOCABULARY, LENGTH, ROWS, SEED = 4096, 128, 2, 11
+VOCABULARY, LENGTH, ROWS, SEED = 4096, 256, 8, 11
 
 
 class Trained:
@@ -60,7 +66,13 @@ class Trained:
         module = Loss()
         self.parameters = sum(p.numel() for p in module.parameters())
         self.engine = Engine(module, settings, self.ranks)
-        self.engine.accumulate({"input_ids": torch.randint(0, VOCABULARY, (ROWS, LENGTH))}, 1)
+        self._batch = {"input_ids": torch.randint(0, VOCABULARY, (ROWS, LENGTH))}
+        self.step(lambda: None)
+
+    def step(self, before_update: Callable[[], object]) -> None:
+        """One of the training."""
+        self.engine.accumulate(self._batch, 1)
+        before_update()
         self.engine.step(1e-4)
 
     def together(self, what: Callable[[], object]) -> float:
@@ -90,13 +102,26 @@ def _theirs(trained: Trained, number: int, folder: Path) -> dict[str, float]:
 
 
 def _ours(trained: Trained, number: int, folder: Path) -> dict[str, float]:
-    saver = _saver(trained, folder)
-    step = number + 1
-    stall = trained.together(lambda: saver._begin(step))
+    saver, step = _saver(trained, folder), number + 1
+    found = {
+        "copy_seconds": trained.together(lambda: saver._capture._host.take(trained.engine.flats())),
+        "step_seconds": trained.together(lambda: trained.step(lambda: None)),
+    }
     begun = time.perf_counter()
+    begin = trained.together(lambda: saver._begin(step))
+    waited: list[float] = []
+
+    def before_update() -> None:
+        since = time.perf_counter()
+        saver.before_update()
+        waited.append(time.perf_counter() - since)
+
+    found["slowed_seconds"] = trained.together(lambda: trained.step(before_update))
+    found["stall_seconds"] = begin + max(trained.engine.gather(waited[0]))
     saver.drain()
     assert saver.step == step, "the checkpoint was not stored"
-    return {"stall_seconds": stall, "behind_seconds": max(trained.engine.gather(time.perf_counter() - begun))}
+    found["behind_seconds"] = max(trained.engine.gather(time.perf_counter() - begun))
+    return found
 
 
 _SAVERS: list[Any] = []

@@ -1,6 +1,6 @@
 """What a checkpoint of one rank is made of: its share of the state, random state, data position, and records so far.
 
-Only the copy to host memory happens while training stands still; what it gives back writes files from that copy.
+It is copied to host memory beside the next step's passes, which change none of it; files are written from that copy.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from instructpt.training import metrics
 from instructpt.training.checkpoint import TRAINER, part_name
 from instructpt.training.engine import Engine, Ranks
 from instructpt.training.mixture import Mixture
-from instructpt.training.parts import HostCopy, Parts, write_part
-from instructpt.training.saver import Write
+from instructpt.training.parts import Flat, HostCopy, Parts, write_part
+from instructpt.training.saver import Snapshot
 
 
 class Capture:
@@ -41,16 +41,17 @@ class Capture:
         self._engine, self._recorder, self._mixture, self._ranks, self._seed = engine, recorder, mixture, ranks, seed
         self._host = HostCopy(engine.flats())
 
-    def __call__(self, step: int) -> Write:
-        """Copy the state after so many steps."""
-        flats = self._host.take(self._engine.flats())
+    def __call__(self, step: int) -> Snapshot:
+        """The state after so many steps."""
+        live, copied = self._engine.flats(), list[Flat]()
+        done = torch.cuda.current_stream().record_event() if self._engine.device.type == "cuda" else None
         small = {f"{self._prefix}{name}": t for name, t in random_state(self._engine.device).items()}
         kept = metrics.Recorder(steps=0, flops_per_token=0.0, peak_flops=None, progress=Progress())
         kept.results, kept.throughput = list(self._recorder.results), list(self._recorder.throughput)
         kept.validation = list(self._recorder.validation)
 
         def write(folder: Path) -> list[FileEntry]:
-            files = [write_part(folder / part_name(self._ranks.rank, self._ranks.world_size), flats, small)]
+            files = [write_part(folder / part_name(self._ranks.rank, self._ranks.world_size), copied, small)]
             if self._ranks.rank == 0:
                 kept.write(folder)
                 (folder / TRAINER).write_text(json.dumps(self._position(step)), encoding="utf-8")
@@ -58,7 +59,7 @@ class Capture:
                 files += [_entry(folder / metrics.VALIDATION)] if kept.validation else []
             return files
 
-        return write
+        return Snapshot(copy=lambda: copied.extend(self._host.take(live, done)), write=write)
 
     def restore(self, folder: Path, parts: Parts, step: int) -> None:
         """Take up records and random state; the data position is arithmetic and has to be the one that was kept.

@@ -34,6 +34,7 @@ _PART = re.compile(r"^rank-\d{5}-of-\d{5}\.safetensors$")
 _STEP = re.compile(rf"^{PREFIX}/step-(\d+)/")
 _DOWNLOADS = 4
 _ANY = 1 << 62
+_OTHER = "it is of a training with another spec"
 RESUME_SECONDS = 600.0
 """How long a start waits for a storage that is away."""
 
@@ -78,10 +79,12 @@ class Found:
     Attributes:
         resume: None where there is no usable checkpoint: the training begins.
         refused: Why newer checkpoints were not taken, one sentence each, the newest first.
+        broken: Steps of those that are no checkpoint of any training any more.
     """
 
     resume: Resume | None = None
     refused: tuple[str, ...] = field(default=())
+    broken: tuple[int, ...] = field(default=())
 
 
 def fetch_latest(store: Store, key: str, scratch: Path, patience: Patience | None = None) -> Found:
@@ -98,16 +101,39 @@ def fetch_latest(store: Store, key: str, scratch: Path, patience: Patience | Non
     listed = patience("checkpoints cannot be listed", lambda: list(store.list(f"{PREFIX}/step-")))
     steps = sorted({int(m[1]) for info in listed if (m := _STEP.match(info.key))}, reverse=True)
     refused: list[str] = []
+    broken: list[int] = []
     # One above LATEST was never verified: its writer died.
     for step in (s for s in steps if newest is not None and s <= newest):
         reason = _fetch(store, step, key, scratch / f"step-{step}", patience)
         if reason is None:
             log.info("resuming after step %d", step)
-            return Found(resume=Resume(step=step, folder=str(scratch / f"step-{step}")), refused=tuple(refused))
+            resume = Resume(step=step, folder=str(scratch / f"step-{step}"))
+            return Found(resume=resume, refused=tuple(refused), broken=tuple(broken))
+        if reason != _OTHER:
+            broken.append(step)
         refused.append(f"checkpoint step-{step} is refused: {reason}")
         log.warning("checkpoint step-%d below %s is refused: %s", step, store.uri, reason)
         shutil.rmtree(scratch / f"step-{step}", ignore_errors=True)
-    return Found(refused=tuple(refused))
+    return Found(refused=tuple(refused), broken=tuple(broken))
+
+
+def drop_broken(store: Store, steps: Sequence[int], resumed: int, patience: Patience) -> None:
+    """Take broken checkpoints out of the way, so that they hold no place of those that stay and are named no more.
+
+    Args:
+        store: Of the run's output.
+        steps: Of those that were refused.
+        resumed: That was taken instead; 0 where there was none.
+        patience: Waits for a storage that is away.
+    """
+    what = "broken checkpoints cannot be removed"
+    for step in steps:
+        key = f"{PREFIX}/step-{step}/{MANIFEST}"
+        patience(what, lambda key=key: store.delete(key))  # type: ignore[misc]
+    if steps and resumed:
+        patience(what, lambda: store.put(LATEST, json.dumps({"step": resumed}).encode()))
+    elif steps:
+        patience(what, lambda: store.delete(LATEST))
 
 
 def latest_step(store: Store) -> int | None:
@@ -146,7 +172,7 @@ def _fetch(store: Store, step: int, key: str, folder: Path, patience: Patience) 
         data = patience("a checkpoint cannot be read", lambda: store.get(f"{base}/{MANIFEST}"))
         manifest = parse_manifest(data, where=f"{base}/{MANIFEST}")
         if manifest.extra.get("training_key") != key:
-            return "it is of a training with another spec"
+            return _OTHER
         names = [Path(file.path).name for file in manifest.files]
         if TRAINER not in names or sum(bool(_PART.match(n)) for n in names) != manifest.counts.get("parts"):
             return "its manifest does not name the parts of all ranks"

@@ -26,7 +26,7 @@ from instructpt.training import acceleration, attention, metrics
 from instructpt.training.background import Background
 from instructpt.training.batches import Batch, micro_batches
 from instructpt.training.capture import Capture
-from instructpt.training.checkpoint import training_key
+from instructpt.training.checkpoint import RESUME_SECONDS, drop_broken, training_key
 from instructpt.training.dataset import TokenSource
 from instructpt.training.encoder import TextEncoder
 from instructpt.training.engine import Engine, EngineSettings, Ranks, on_all, start
@@ -149,6 +149,8 @@ class Trainer:
             ).tolist()
             return found
 
+        if self._ranks.rank == 0:  # all nodes have looked, and agree
+            drop_broken(self._store, self._workspace.broken, first, Patience(seconds=RESUME_SECONDS))
         group = Group(rank=self._ranks.rank, size=self._ranks.world_size, gather=engine.gather, total=total)
         return Saver(
             self._store,
@@ -210,6 +212,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise self._not_a_number(engine, step, f"the loss of step {step + 1} is {loss}")
         rate = learning_rate(step, self._mixture.steps, section.optimizer.learning_rate, section.schedule)
+        saver.before_update()
         norm = engine.step(rate)
         if not math.isfinite(norm):  # before anything is recorded or saved
             raise self._not_a_number(engine, None, f"the gradients of step {step + 1} are {norm}", slots)

@@ -55,23 +55,35 @@ class HostCopy:
             {key: torch.zeros(t.shape, dtype=t.dtype, pin_memory=t.is_cuda) for key, t in flat.tensors.items()}
             for flat in flats
         ]
+        self._stream: torch.cuda.Stream | None = None
 
     @property
     def bytes(self) -> int:
         """That it takes."""
         return sum(t.numel() * t.element_size() for kept in self._kept for t in kept.values())
 
-    def take(self, flats: Sequence[Flat]) -> list[Flat]:
-        """Copy the state: the only time for which training has to stand still. What is given back shares the memory."""
-        out, on_gpu = [], False
+    def take(self, flats: Sequence[Flat], done: torch.cuda.Event | None = None) -> list[Flat]:
+        """Copy the state; nothing may change it meanwhile. What is given back shares the memory.
+
+        Args:
+            flats: Of the shapes that this memory was made for.
+            done: On a GPU: when the state is as it is to be copied. The copy has a stream of its own.
+        """
+        if done is None:
+            return self._copied(flats)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(done)
+            out = self._copied(flats)
+        self._stream.synchronize()
+        return out
+
+    def _copied(self, flats: Sequence[Flat]) -> list[Flat]:
         for flat, kept in zip(flats, self._kept, strict=True):
             for key, tensor in flat.tensors.items():
                 kept[key].copy_(tensor.detach(), non_blocking=True)
-                on_gpu = on_gpu or tensor.is_cuda
-            out.append(Flat(tensors=kept, pieces=flat.pieces))
-        if on_gpu:
-            torch.cuda.synchronize()
-        return out
+        return [Flat(tensors=kept, pieces=f.pieces) for f, kept in zip(flats, self._kept, strict=True)]
 
 
 def write_part(path: Path, flats: Sequence[Flat], small: Mapping[str, Tensor]) -> FileEntry:

@@ -1,19 +1,23 @@
-"""When a checkpoint is written, and who does what: a copy on the spot, all else beside the steps that follow.
+"""When a checkpoint is written, and who does what: all of it beside the steps that follow.
 
-All ranks copy their part at the same step. Each writes, uploads and verifies it in a thread of its own; whether it is
+All ranks take their part at the same step. Forward and backward passes change no state, so the copy to host memory runs
+beside those of the next step, and only its update waits for what is left of it. Then each rank writes, uploads and
+verifies its part in a thread of its own; whether it is
 done is summed with the loss of each step, so that all ranks know at the same step. Then rank 0 writes the manifest and
 ``LATEST``, beside the steps as well. A checkpoint that is due while the one before is still under way is written as
 soon as that has ended; one that cannot be stored is given up, with an alarm, and the next one tries again.
 
     idle --copy--> storing --all ranks have stored--> naming --rank 0 has named it--> idle
 
-Source: Wan et al., ByteCheckpoint, arXiv 2407.20143 (asynchronous upload, commit after all ranks).
+Source: Maurya et al., DataStates-LLM, arXiv 2406.10707 (copies beside forward and backward); Wan et al.,
+ByteCheckpoint, arXiv 2407.20143 (asynchronous upload, commit after all ranks).
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +40,19 @@ TURN_SECONDS = 20.0
 
 Write = Callable[[Path], Sequence[FileEntry]]
 """Fills a folder with files, from memory that nobody changes meanwhile, and gives their entries."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The state after a step, about to be copied.
+
+    Attributes:
+        copy: Copies it; nothing may change it before that has ended.
+        write: Writes the copy.
+    """
+
+    copy: Callable[[], object]
+    write: Write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +89,7 @@ class Saver:
         key: From :func:`~instructpt.training.checkpoint.training_key`.
         scratch: Where files are written before they are uploaded.
         group: The ranks.
-        capture: Copies the state after so many steps; training stands still meanwhile, and only then.
+        capture: Takes the state after so many steps.
         life: Of this start; the same on all ranks.
         every: Steps between checkpoints.
         keep: How many stay.
@@ -87,7 +104,7 @@ class Saver:
         key: str,
         scratch: Path,
         group: Group,
-        capture: Callable[[int], Write],
+        capture: Callable[[int], Snapshot],
         *,
         life: str,
         every: int,
@@ -107,8 +124,9 @@ class Saver:
         self._outcome = _Outcome()
         self._saving = self._tried = self._named = step
         self._began = self._named_at = time.monotonic()
-        self._failures = 0
-        self._away = 0.0
+        self._away = self._stalled = 0.0
+        self._copied = threading.Event()
+        self._copied.set()
 
     @property
     def step(self) -> int:
@@ -137,6 +155,13 @@ class Saver:
         if self._group.rank == 0:
             self._progress.update(gauges={"checkpoint_age_seconds": round(time.monotonic() - self._named_at, 3)})
 
+    def before_update(self) -> None:
+        """Wait until the copy has ended: from now on the state changes."""
+        if not self._copied.is_set():
+            began = time.monotonic()
+            self._copied.wait()
+            self._stall(time.monotonic() - began)
+
     def save_now(self, done: int) -> bool:
         """Write one after ``done`` steps and wait until ``LATEST`` names it; whether it does."""
         self.drain()
@@ -159,11 +184,17 @@ class Saver:
 
     def _begin(self, step: int) -> None:
         self._began = time.monotonic()
-        write = self._capture(step)
-        stalled = time.monotonic() - self._began
+        snapshot = self._capture(step)
         self._saving = self._tried = step
-        self._progress.update(gauges={"checkpoint_stall_seconds": round(stalled, 6)})
-        self._start("storing", lambda: self._store_part(step, write))
+        self._copied.clear()
+        self._start("storing", lambda: self._store_part(step, snapshot))
+        self._stalled = 0.0
+        self._stall(time.monotonic() - self._began)
+
+    def _stall(self, seconds: float) -> None:
+        """Training stood still for so long because of this checkpoint."""
+        self._stalled += seconds
+        self._progress.update(gauges={"checkpoint_stall_seconds": round(self._stalled, 6)})
 
     def _advance(self, sums: Sequence[float]) -> None:
         """Take the next phase if all ranks are done with this one; all come to the same answer."""
@@ -179,7 +210,6 @@ class Saver:
             self._start("naming", (lambda: self._name(files)) if self._group.rank == 0 else (lambda: None))
         else:
             self._phase, self._named, self._named_at = "idle", self._saving, time.monotonic()
-            self._failures = 0
             if self._group.rank == 0:
                 gauges = {
                     "checkpoint_step": float(self._named),
@@ -189,7 +219,6 @@ class Saver:
 
     def _give_up(self, failed: float) -> None:
         self._phase = "idle"
-        self._failures += 1
         why = self._outcome.failed or f"{failed:.0f} of {self._group.size} ranks could not store their part"
         text = f"checkpoint step-{self._saving} was not stored: {why}; the last one is step-{self._named}"
         log.error("%s; training goes on, and the next one is tried", text)
@@ -213,12 +242,16 @@ class Saver:
         except (StorageError, OSError) as error:
             self._outcome.failed = str(error) or type(error).__name__
 
-    def _store_part(self, step: int, write: Write) -> None:
+    def _store_part(self, step: int, snapshot: Snapshot) -> None:
+        try:
+            snapshot.copy()
+        finally:
+            self._copied.set()
         folder = self._scratch / f"saving-{self._group.rank}"
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            files = store_files(self._store, step, self._life, folder, write(folder), self._patience)
+            files = store_files(self._store, step, self._life, folder, snapshot.write(folder), self._patience)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self._outcome.files = files

@@ -29,6 +29,7 @@ class Workspace:
         inputs: Lineage: name of each input -> digest.
         resume: Checkpoint to go on from.
         refused: Why newer checkpoints were not taken.
+        broken: Steps of those among them that are damaged.
     """
 
     scratch: str
@@ -38,6 +39,7 @@ class Workspace:
     inputs: Mapping[str, str]
     resume: Resume | None
     refused: tuple[str, ...] = ()
+    broken: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """For the ranks."""
@@ -52,7 +54,7 @@ class Workspace:
             for k, v in raw["sources"].items()
         }
         raw["resume"] = None if raw["resume"] is None else Resume(**raw["resume"])
-        raw["refused"] = tuple(raw["refused"])
+        raw["refused"], raw["broken"] = tuple(raw["refused"]), tuple(raw["broken"])
         return cls(**raw)
 
 
@@ -93,4 +95,5 @@ def prepare_workspace(spec: RunSpec, store: Store, scratch: Path) -> Workspace:
         inputs=inputs,
         resume=found.resume,
         refused=found.refused,
+        broken=found.broken,
     )

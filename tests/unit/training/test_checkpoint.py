@@ -9,7 +9,16 @@ from instructpt.corpus.manifest import FileEntry
 from instructpt.errors import ConfigError, StorageError
 from instructpt.storage import MemoryStore
 from instructpt.storage.hashing import sha256_of_file
-from instructpt.training.checkpoint import LATEST, TRAINER, fetch_latest, name_checkpoint, part_name, store_files
+from instructpt.training.checkpoint import (
+    LATEST,
+    TRAINER,
+    drop_broken,
+    fetch_latest,
+    latest_step,
+    name_checkpoint,
+    part_name,
+    store_files,
+)
 from instructpt.training.patience import Patience
 
 KEY = "k" * 16
@@ -91,6 +100,26 @@ def test_a_damaged_one_is_refused_with_a_reason_and_the_one_before_is_taken(stor
     assert found.refused[0].startswith("checkpoint step-8 is refused: ")
     assert reason in found.refused[0]
     assert found.refused[0].removeprefix("checkpoint step-8 is refused: ") in caplog.text
+
+
+def test_a_broken_one_is_named_no_more_and_takes_no_place(store, tmp_path):
+    save(store, tmp_path, 4, 8, keep=2)
+    store.delete(f"checkpoints/step-8/a/{TRAINER}")
+    found = fetch(store, tmp_path)
+    assert found.broken == (8,)
+    drop_broken(store, found.broken, found.resume.step, impatient())
+    assert (latest_step(store), fetch(store, tmp_path).refused) == (4, ())
+    save(store, tmp_path, 9, keep=2, life="b")
+    assert steps_of(store) == [4, 9]
+    store.delete("checkpoints/step-4/manifest.json")
+    store.delete(f"checkpoints/step-9/b/{TRAINER}")
+    drop_broken(store, fetch(store, tmp_path).broken, 0, impatient())
+    assert not store.exists(LATEST)
+
+
+def test_that_of_another_training_is_not_broken(store, tmp_path):
+    save(store, tmp_path, 4)
+    assert fetch(store, tmp_path, key="other").broken == ()
 
 
 def test_where_none_is_whole_all_reasons_are_told(store, tmp_path):

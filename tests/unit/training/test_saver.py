@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from instructpt.storage.hashing import sha256_of_file
 from instructpt.telemetry.progress import Progress
 from instructpt.training.checkpoint import LATEST, TRAINER, fetch_latest, latest_step, part_name
 from instructpt.training.patience import Patience
-from instructpt.training.saver import NOTE, Group, Saver
+from instructpt.training.saver import NOTE, Group, Saver, Snapshot
 
 KEY, STEPS, EVERY = "k" * 16, 9, 2
 LIVES = itertools.count()
@@ -78,19 +79,20 @@ class Life:
 
     def capture(self, step: int):
         self.copies.append(step)
-        copy = bytes(self.state)
+        copy: list[bytes] = []
 
         def write(folder: Path) -> list[FileEntry]:
             names = [part_name(self.group.rank, self.group.size), *([TRAINER] if self.group.rank == 0 else [])]
             for name in names:
-                (folder / name).write_bytes(copy)
+                (folder / name).write_bytes(copy[0])
             return [
                 FileEntry(path=n, bytes=(folder / n).stat().st_size, sha256=sha256_of_file(folder / n)) for n in names
             ]
 
-        return write
+        return Snapshot(copy=lambda: copy.append(bytes(self.state)), write=write)
 
     def step(self) -> None:
+        self.saver.before_update()
         self.state = hashlib.sha256(self.state + b"%d" % self.done).digest()
         self.done += 1
         self.saver.after_step(self.done, self.group.total(self.saver.votes()), last=self.done == STEPS)
@@ -158,6 +160,30 @@ def test_training_goes_on_while_one_is_stored_and_the_next_is_written_as_soon_as
     assert latest_step(store) == 8
 
 
+def test_the_copy_runs_beside_the_next_step_and_its_update_waits_for_it(store, tmp_path):
+    life, go = Life(store, tmp_path), threading.Event()
+    life.start("a")
+    capture = life.capture
+
+    def slow(step):
+        snapshot = capture(step)
+        return replace(snapshot, copy=lambda: (go.wait(60), snapshot.copy()))
+
+    life.saver._capture = slow
+    life.step()
+    life.step()  # begins one, and the passes of the third step run
+    updated = threading.Event()
+    update = threading.Thread(target=lambda: (life.saver.before_update(), updated.set()))
+    update.start()
+    assert not updated.wait(0.05)
+    go.set()
+    update.join()
+    life.step()
+    life.saver.drain()
+    assert life.progress.snapshot()["gauges"]["checkpoint_stall_seconds"] > 0
+    assert fetch_latest(store, KEY, tmp_path / "r").resume.parts[0].read_bytes() == chain(2)
+
+
 def test_ranks_agree_and_the_manifest_names_the_part_of_each(store, tmp_path):
     ranks = Ranks(3)
     lives = [Life(store, tmp_path / str(r), ranks.group(r)) for r in range(3)]
@@ -221,14 +247,14 @@ def test_a_full_disk_ends_no_training_and_the_alarm_shows_until_one_is_stored(st
     capture = life.capture
 
     def full(step):
-        write = capture(step)
+        snapshot = capture(step)
 
         def fill(folder):
             assert folder == scratch
             (folder / part_name(0, 1)).symlink_to("/dev/full")  # every write fails: no space left on device
-            return write(folder)
+            return snapshot.write(folder)
 
-        return fill if step < 5 else write
+        return replace(snapshot, write=fill) if step < 5 else snapshot
 
     life.saver._capture = full
     for _ in range(4):
