@@ -17,16 +17,22 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peers
+import train_goodput
 from environment import ROOT, command_line, commit, ended, environment, load
 from summary import Run, Summary, figures, paired, summarize, write_result
 from train_fixture import CONFIG, VOCABULARY, Job, prepare
 
 PACKAGES = ("instructpt", "torch", "transformers", "deepspeed", "numpy")
 RANKS = 2
+CHECKPOINTS = 10
+GOODPUT_STEPS, GOODPUT_SECONDS = 260, 280.0
+ONCE = ("undisturbed", "killed-300", "killed-90")
+"""Groups of which one repetition is enough: a run of minutes each. They are compared with each other."""
 PEER_PACKAGES = {"hf-trainer": ("accelerate",), "litgpt": ("litgpt", "lightning")}
 
 
@@ -107,6 +113,28 @@ def loss_group(bench: Bench, repetition: int) -> Iterator[dict[str, Any]]:
         yield {"arm": kind, "repetition": repetition, **bench.loss(kind)}
 
 
+def checkpoint_group(bench: Bench, repetition: int) -> Iterator[dict[str, Any]]:
+    """How long a checkpoint holds the training up, beside DeepSpeed's own, in two ZeRO stages."""
+    for stage in (1, 3):
+        folder = bench.folder / "checkpoints"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        script = ROOT / "benchmarks" / "train_checkpoint.py"
+        found = line_of(torchrun(Path(sys.executable), script, str(CHECKPOINTS), str(folder), str(stage)))
+        for run in found.pop("checkpoints"):
+            yield {"arm": f"stage-{stage}", "repetition": repetition, **found, **run}
+
+
+def killed_group(bench: Bench, repetition: int, period: float | None) -> Iterator[dict[str, Any]]:
+    """A run under ``instructpt run``, one of whose ranks is killed every ``period`` seconds; None for never."""
+    folder = bench.folder / "killed"
+    shutil.rmtree(folder, ignore_errors=True)
+    found = train_goodput.measure(
+        folder, Path(bench.job.folder) / "text.jsonl", steps=GOODPUT_STEPS, period=period, seconds=GOODPUT_SECONDS
+    )
+    yield {"arm": "undisturbed" if period is None else f"every {period:g} s", "repetition": repetition, **found}
+
+
 def _runs(bench: Bench, repetition: int, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
     for arm in arms:
         found = bench.arm(arm)
@@ -119,6 +147,10 @@ GROUPS: dict[str, Callable[[Bench, int], Iterator[dict[str, Any]]]] = {
     "peers": peers_group,
     "packing": packing_group,
     "loss": loss_group,
+    "checkpoint": checkpoint_group,
+    "undisturbed": partial(killed_group, period=None),
+    "killed-300": partial(killed_group, period=300.0),
+    "killed-90": partial(killed_group, period=90.0),
 }
 """A group is measured together, and compares its own runs alone."""
 
@@ -144,12 +176,30 @@ def ratios(runs: Sequence[Run]) -> Summary:
         "packed_over_padded": paired(rate("packing", "bare"), rate("packing", "padded")),
         "packed_over_concatenated": paired(rate("packing", "bare"), rate("packing", "concatenated")),
         "packed_over_plain_model": paired(rate("packing", "bare"), rate("packing", "plain")),
+        "checkpoint_stall_over_save": _stalls(runs, "stall_seconds"),
+        "checkpoint_copy_over_save": _stalls(runs, "copy_seconds"),
+        "step_with_checkpoint_over_without": [
+            float(run["slowed_seconds"]) / float(run["step_seconds"]) for run in runs if run["group"] == "checkpoint"
+        ],
+        "goodput_under_kills": list(figures(runs, goodput, group="killed-300").values()),
+        "goodput_under_kills_90": list(figures(runs, goodput, group="killed-90").values()),
+        "restart_seconds": [float(run["restart_seconds"]) for run in runs if run.get("kills")],
+        "losses_other_than_undisturbed": train_goodput.differing(runs),
         "chunked_over_whole_peak_memory": paired(of("chunked", "peak_bytes"), of("whole", "peak_bytes")),
         "chunked_over_whole_seconds": paired(of("chunked", "seconds"), of("whole", "seconds")),
     }
     whole, chunked = of("whole", "loss"), of("chunked", "loss")
     named["chunked_loss_difference"] = [abs(chunked[n] - whole[n]) for n in sorted(whole.keys() & chunked.keys())]
     return summarize(named)
+
+
+def _stalls(runs: Sequence[Run], name: str) -> list[float]:
+    return [float(run[name]) / float(run["deepspeed_seconds"]) for run in runs if run["group"] == "checkpoint"]
+
+
+def goodput(run: Run) -> float:
+    """Seconds of steps that count, over all seconds."""
+    return float(run["useful_seconds"]) / float(run["wall_seconds"])
 
 
 def earlier(path: Path | None, dropped: Sequence[str]) -> tuple[list[Run], dict[str, list[Any]]]:
@@ -200,7 +250,7 @@ def main(arguments: list[str]) -> int:
             around = environment((), command=command_line(), commit=commit(), peers=versions_of(found_peers))
             groups.setdefault(group, []).append(around)
             first = next_repetition(runs, group)
-            for repetition in range(first, first + options.repetitions):
+            for repetition in range(first, first + (1 if group in ONCE else options.repetitions)):
                 for run in GROUPS[group](bench, repetition):
                     runs.append({"group": group, **run})
                     groups[group][-1] = ended(around)

@@ -8,6 +8,7 @@ detection, start and load. Each restart is taken apart by the moments at which i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -16,12 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 POLL_SECONDS = 0.02
+EACH = 20
 _STEP = re.compile(r"\bstep +(\d+)/(\d+) ")
 _MARKS = {
     "resuming": re.compile(r"resuming after step"),
@@ -52,7 +54,7 @@ class Restart:
         return {f"{t}_seconds": round(s, 3) for t, s in zip(titles, spans, strict=True)}
 
 
-def job(folder: Path, *, steps: int, text: Path, rows: int = 16, length: int = 256, every: int = 40) -> dict[str, Any]:
+def job(folder: Path, *, steps: int, text: Path, rows: int = 16, length: int = 256, every: int = 5) -> dict[str, Any]:
     """A TrainingJob of about so many steps."""
     return {
         "apiVersion": "instructpt.dev/v1alpha1",
@@ -74,7 +76,7 @@ def job(folder: Path, *, steps: int, text: Path, rows: int = 16, length: int = 2
             "processesPerNode": 2,
             "schedule": {"name": "constant", "warmupFraction": 0},
             "checkpoint": {"everySteps": every, "keep": 2},
-            "backoffLimit": 1000,
+            "backoffLimit": 100,
             "seed": 11,
         },
     }  # fmt: skip
@@ -198,29 +200,48 @@ def measure(folder: Path, text: Path, *, steps: int, period: float | None, secon
 
 
 def figures(run: Watched, period: float | None) -> dict[str, Any]:
-    """Of a run that has ended."""
+    """Of a run that has ended; restarts as their means."""
     lines, losses = records(run.folder / "out")
-    if not lines:
-        raise RuntimeError(f"the run left no steps:\n{(run.folder / 'log').read_text()[-3000:]}")
     seconds = [float(line["seconds"]) for line in lines]
-    wall = run.last - run.first + seconds[0]
     typical = statistics.median(seconds)
     restarts = [
-        {**r.parts(typical), "whole_seconds": round(r.at["first_step"] - typical, 3),
-         "lost_steps": max(0, r.step - (r.resumed or 0))}
-        for r in run.restarts if "first_step" in r.at
-    ]  # fmt: skip
-    useful = min(sum(seconds), len(seconds) * typical)  # the first steps after a start are slow: that is loss
+        {
+            **restart.parts(typical),
+            "restart_seconds": round(restart.at["first_step"] - typical, 3),
+            "lost_steps": max(0, restart.step - (restart.resumed or 0)),
+        }
+        for restart in run.restarts
+        if "first_step" in restart.at
+    ]
+    means = {name: round(statistics.mean(r[name] for r in restarts), 3) for name in (restarts[0] if restarts else ())}
+    # The first steps after a start are slow: what they take beyond others is loss.
     return {
         "period_seconds": period,
         "steps": len(lines),
-        "useful_seconds": round(useful, 3),
-        "wall_seconds": round(wall, 3),
+        "useful_seconds": round(min(sum(seconds), len(seconds) * typical), 3),
+        "wall_seconds": round(run.last - run.first + seconds[0], 3),
         "step_seconds": round(typical, 4),
-        "kills": len(run.restarts),
-        "restarts": restarts,
-        "losses": losses,
+        "kills": len(restarts),
+        **means,
+        "final_loss": losses[-1],
+        "loss_digests": " ".join(digests(losses)),
     }
+
+
+def digests(losses: Sequence[float]) -> list[str]:
+    """A hash of all losses up to every twentieth step: two runs that agree there agreed in every step before."""
+    ends = range(EACH, len(losses) + 1, EACH)
+    return [hashlib.sha256(json.dumps(losses[:end]).encode()).hexdigest()[:8] for end in ends]
+
+
+def differing(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Of each run that was killed: how many digests differ from those of the undisturbed one."""
+    told = [(str(run["group"]), str(run["loss_digests"]).split()) for run in runs if "loss_digests" in run]
+    whole = next((found for group, found in told if group == "undisturbed"), None)
+    if whole is None:
+        return []
+    others = [found for group, found in told if group != "undisturbed"]
+    return [float(sum(a != b for a, b in zip(found, whole, strict=False))) for found in others]
 
 
 def records(output: Path) -> tuple[list[dict[str, Any]], list[float]]:
@@ -231,9 +252,3 @@ def records(output: Path) -> tuple[list[dict[str, Any]], list[float]]:
         folder = next((output / "checkpoints" / f"step-{step}").glob("*/metrics.jsonl")).parent
     lines = [json.loads(line) for line in (folder / "throughput.jsonl").read_text().splitlines()]
     return lines, [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def same_losses(runs: Sequence[dict[str, Any]]) -> bool:
-    """Whether every step that two runs have in common has the same loss, to the last bit."""
-    longest = max((run["losses"] for run in runs), key=len)
-    return all(run["losses"] == longest[: len(run["losses"])] for run in runs)

@@ -61,6 +61,7 @@ GOALS: dict[str, dict[str, Goal]] = {
         "ours_over_bare": Goal(0.98, moonshot=0.995),
         "checkpoint_stall_over_save": Goal(0.05, "most"),
         "goodput_under_kills": Goal(0.90),
+        "losses_other_than_undisturbed": Goal(0, "most"),
         "packed_over_padded": Goal(1.9),
         "packed_over_concatenated": Goal(0.97),
         "chunked_over_whole_peak_memory": Goal(0.6, "most"),

@@ -4,6 +4,7 @@ import json
 
 import bench_train
 import pytest
+import train_goodput
 from train_fixture import Job, texts
 
 
@@ -36,6 +37,38 @@ def test_the_loss_in_pieces_is_compared_in_memory_and_value():
     found = bench_train.ratios(runs).medians
     assert found["chunked_over_whole_peak_memory"] == 0.4
     assert found["chunked_loss_difference"] == pytest.approx(4e-7, rel=1e-3)
+
+
+def test_a_stall_is_compared_with_the_checkpoint_beside_it():
+    seconds = {"deepspeed_seconds": 0.2, "copy_seconds": 0.02, "step_seconds": 0.5, "slowed_seconds": 0.6}
+    found = bench_train.ratios([run("checkpoint", "stage-1", stall_seconds=0.004, **seconds)]).medians
+    assert found["checkpoint_stall_over_save"] == 0.02
+    assert found["checkpoint_copy_over_save"] == 0.1
+    assert found["step_with_checkpoint_over_without"] == 1.2
+
+
+def test_goodput_counts_each_step_once_and_losses_must_be_the_same():
+    def life(group: str, losses: list[float], kills: int, **seconds: float) -> dict[str, object]:
+        told = {"loss_digests": " ".join(train_goodput.digests(losses)), "kills": kills, "restart_seconds": 15.0}
+        return run(group, group, **told, **seconds)
+
+    losses = [1.0 / n for n in range(1, 101)]
+    runs = [
+        life("undisturbed", losses, 0, useful_seconds=100.0, wall_seconds=100.0),
+        life("killed-300", losses[:80], 1, useful_seconds=90.0, wall_seconds=100.0),
+        life("killed-90", [*losses[:50], 0.5, *losses[51:]], 3, useful_seconds=70.0, wall_seconds=100.0),
+    ]
+    assert train_goodput.differing(runs) == [0.0, 3.0]
+    found = bench_train.ratios(runs).medians
+    assert (found["goodput_under_kills"], found["goodput_under_kills_90"]) == (0.9, 0.7)
+    assert found["restart_seconds"] == 15.0
+    assert train_goodput.differing(runs[1:]) == []
+
+
+def test_the_parts_of_a_restart_add_up():
+    at = {"gone": 1.0, "started": 1.5, "resuming": 4.0, "engine": 12.0, "first_step": 14.0}
+    parts = train_goodput.Restart(step=7, at=at).parts(step_seconds=0.5)
+    assert list(parts.values()) == [1.0, 0.5, 2.5, 8.0, 1.5]
 
 
 def test_groups_are_measured_anew_or_added_to(tmp_path):
