@@ -113,6 +113,10 @@ endif
 bench-io: $(DEV) ## Measure reading from S3 beside curl, boto3 and others (11 min); ARGS='--scale 0.02' for a trial
 	$(BIN)/python benchmarks/bench_io.py --repetitions 3 --output benchmarks/results/io.json $(ARGS)
 
+.PHONY: bench-fit
+bench-fit: $(DEV) ## Measure the memory of two ranks beside what a plan says of it (5 min)
+	$(BIN)/python benchmarks/bench_fit.py --output benchmarks/results/fit.json $(ARGS)
+
 .PHONY: bench-train
 bench-train: $(DEV) ## Measure the training loop beside bare DeepSpeed and other trainers (25 min)
 	$(BIN)/python benchmarks/bench_train.py --output benchmarks/results/train.json $(ARGS)

@@ -69,6 +69,7 @@ GOALS: dict[str, dict[str, Goal]] = {
         "ours_over_hf_trainer": Goal(1.0),
         "ours_over_litgpt": Goal(1.0),
     },
+    "fit": {"lowest": Goal(0.85), "highest": Goal(1.2, "most")},
 }
 
 
@@ -88,6 +89,28 @@ def table(name: str, result: Mapping[str, Any]) -> str:
     ]
     lines += ["", surroundings(name, result)]
     return "\n".join(lines)
+
+
+def fit_table(result: Mapping[str, Any]) -> str:
+    """What a plan says of memory, part by part, beside what was measured."""
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "overhead", "total")
+    lines = [
+        f"| model | parameters | tokens of a micro batch | ZeRO | {' | '.join(parts)} | measured | predicted / measured |",
+        f"| --- | ---: | ---: | ---: | {'---: | ' * len(parts)}---: | ---: |",
+    ]
+    for run in result["runs"]:
+        cells = [f"{run[f'predicted_{part}'] / 1e6:,.0f}" for part in parts]
+        lines.append(
+            f"| {run['preset']} | {run['parameters'] / 1e6:.1f}M | {run['micro_batch_rows']} x "
+            f"{run['sequence_length']} | {run['zero_stage']} | {' | '.join(cells)} | {run['measured_total'] / 1e6:,.0f} "
+            f"| {run['ratio']:.2f} |"
+        )
+    goals = ", ".join(
+        f"{name} {result['ratios'][name]:.2f} ({goal}: {'met' if goal.met(result['ratios'][name]) else '**missed**'})"
+        for name, goal in GOALS["fit"].items()
+        if name in result["ratios"]
+    )
+    return "\n".join([*lines, "", f"In MB (10^6 bytes). Of all: {goals}.", "", surroundings("fit", result)])
 
 
 def surroundings(name: str, result: Mapping[str, Any]) -> str:
@@ -115,7 +138,7 @@ def filled(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     """
     for name, result in results.items():
         block = re.compile(f"(<!-- BEGIN {name} -->\n).*?(<!-- END {name} -->)", re.DOTALL)
-        text = table(name, result)
+        text = fit_table(result) if name == "fit" else table(name, result)
         page, count = block.subn(lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page)  # type: ignore[misc]
         if count != 1:
             raise ValueError(f"{PAGE.name} needs one place <!-- BEGIN {name} --> ... <!-- END {name} -->, has {count}")

@@ -7,15 +7,20 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from importlib import metadata, resources, util
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.markup import escape
 from rich.table import Table
 
+from instructpt.api.accelerators import ACCELERATORS, accelerator
+from instructpt.api.presets import PRESETS, expansion
 from instructpt.api.v1alpha1 import KINDS, InstructionPretraining
 from instructpt.api.version import VERSION
 from instructpt.cli.console import Output, command, duration, emit, out, quantity, size, talk
@@ -24,7 +29,7 @@ from instructpt.errors import ConfigError, EnvironmentNotReadyError, InstructPTE
 from instructpt.local.preflight import preflight
 from instructpt.local.spec_file import load_resource
 from instructpt.plan import plan_resource
-from instructpt.plan.estimate import CPU_FLOPS_PER_CORE, GPU_FLOPS, Machine, Probe, estimate
+from instructpt.plan.estimate import CPU_FLOPS_PER_CORE, MFU, Machine, Probe, StageEstimate, estimate, presets_of
 from instructpt.plan.filtering import filters_on
 from instructpt.plan.planner import AnyResource
 
@@ -50,7 +55,7 @@ def init(
 def validate(file: FileArgument, output: OutputOption = Output.TABLE) -> None:
     """Check a file without running anything."""
     resource = load_resource(file)
-    preflight(resource)
+    preflight(resource, here=False)
     plan = plan_resource(resource, {}, code_version=VERSION)
     if output is not Output.TABLE:
         emit(resource.to_wire(), output)
@@ -73,16 +78,23 @@ def plan(
         PlanOutput,
         typer.Option("--output", "-o", help="table, json, yaml, or kubernetes: the objects that a cluster would run."),
     ] = PlanOutput.TABLE,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", help="Kind of GPU, such as h100-80gb; else what podTemplate.nodeSelector names."),
+    ] = None,
+    mfu: Annotated[
+        float, typer.Option("--mfu", min=0.01, max=1.0, help="Share of the GPUs' peak that training reaches.")
+    ] = MFU,
 ) -> None:
     """Print stages, shards, tokens, steps, memory fit and time before anything runs."""
     resource = load_resource(file)
     if output is PlanOutput.KUBERNETES:
         _print_objects(resource)
         return
-    preflight(resource)
+    preflight(resource, here=False)
     stages = plan_resource(resource, {}, code_version=VERSION).stages
     probe, said = _probe(resource)
-    machine = this_machine()
+    machine = replace(this_machine(), gpu=None if gpu is None else accelerator(gpu), mfu=mfu)
     rows = estimate(resource, probe, machine)
     if output is not PlanOutput.TABLE:
         emit(_plan_data(resource, stages, rows, machine), Output(output))
@@ -107,13 +119,42 @@ def plan(
         out.print(f"Filters drop of the {what}: {'; '.join(names) or 'none'}.", markup=False)
     if any(row.grace_seconds for row in rows):
         out.print("Grace: what a pod gets on a cluster to write and upload a checkpoint when it has to leave.")
+    _print_fits(resource, rows, machine)
+
+
+def _print_fits(resource: AnyResource, rows: Sequence[StageEstimate], machine: Machine) -> None:
+    """What presets stand for, what of the memory is for what, what would fit, and what is assumed."""
+    for name in presets_of(resource):
+        out.print(f"Preset {name}: {_flow(expansion(name))}", markup=False)
+    for row in rows:
+        if row.fit is None or row.memory_bytes is None:
+            continue
+        parts = ", ".join(f"{k} {size(v)}" for k, v in row.fit.to_dict().items() if k != "total")
+        where = f"a GPU of {row.devices} {row.gpu}" if row.gpu else "a rank"
+        out.print(f"Memory of {row.step}, {where}: ~{size(row.fit.total)} ({parts}).", markup=False)
+        if row.checkpoint_bytes:
+            out.print(f"  A checkpoint holds {size(row.checkpoint_bytes)} in each node's own memory.", markup=False)
+        if row.gpu_hours is not None:
+            out.print(f"  ~{quantity(row.gpu_hours)} GPU-hours at an MFU of {100 * machine.mfu:.0f} %.", markup=False)
+    gpus = {row.gpu for row in rows if row.gpu}
+    named = ", ".join(f"{a.name} {a.flops / 1e12:.0f} TFLOP/s and {size(a.memory_bytes)}" for a in ACCELERATORS
+                      if a.name in gpus)  # fmt: skip
     out.print(
-        f"Assumed: {CPU_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s a CPU core ({machine.cores} here), {GPU_FLOPS / 1e12:.0f} "
-        f"TFLOP/s a GPU, 4 bytes a token; memory here {size(machine.memory_bytes)}.",
+        f"Assumed: {CPU_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s a CPU core ({machine.cores} here)"
+        + (f", {named}" if named else "")
+        + f", 4 bytes a token; memory here {size(machine.memory_bytes)}.",
         markup=False,
     )
-    if any(row.fits(machine) is False for row in rows):
-        talk.print("A step does not fit this machine's memory: lower microBatchRows or sequenceLength.")
+    for row in rows:
+        if row.fits(machine) is False:
+            where = f"a {row.gpu}" if row.gpu else "this machine"
+            fix = row.advice or "lower microBatchRows or sequenceLength"
+            talk.print(f"{row.step} does not fit the memory of {where}: {fix}.", markup=False)
+
+
+def _flow(data: dict[str, Any]) -> str:
+    """YAML on one line."""
+    return yaml.safe_dump(data, default_flow_style=True, sort_keys=False, width=10_000).strip()
 
 
 def _print_objects(resource: AnyResource) -> None:
@@ -146,7 +187,8 @@ def _plan_data(resource: AnyResource, stages: Any, rows: Any, machine: Machine) 
         "kind": resource.kind,
         "name": resource.metadata.name,
         "filters": {what: list(names) for what, names in filters_on(resource).items()},
-        "estimates": [{**asdict(row), "fits": row.fits(machine)} for row in rows],
+        "presets": {name: expansion(name) for name in presets_of(resource)},
+        "estimates": [{**asdict(row), "fits": row.fits(machine), "gpu_hours": row.gpu_hours} for row in rows],
         "stages": [
             {"step": s.step, "kind": s.kind, "replicas": s.replicas, "waitsFor": list(s.waits_for)} for s in stages
         ],
@@ -181,10 +223,19 @@ def this_machine() -> Machine:
 
 
 def explain(
-    field: Annotated[str, typer.Argument(help="Kind or short name and path, such as ipt.spec.training.tokens.")],
+    field: Annotated[
+        str,
+        typer.Argument(
+            help="Kind or short name and path, such as ipt.spec.training.tokens; preset, or preset.350m, for what a "
+            "preset stands for."
+        ),
+    ],
 ) -> None:
     """Print the documentation of a field, offline."""
     head, *path = field.split(".")
+    if head == "preset":
+        _print_presets(field.removeprefix(head).lstrip("."))
+        return
     names = {n.lower(): k for n, k in KINDS.items()} | {k.short_name: k for k in KINDS.values()}
     names |= {k.plural: k for k in KINDS.values()}
     kind = names.get(head.lower())
@@ -202,6 +253,17 @@ def explain(
             raise ConfigError("is not a field", field=walked, value=part, fix=fix)
         schema, walked = inner[part], f"{walked}.{part}"
     _print_schema(walked, schema)
+
+
+def _print_presets(name: str) -> None:
+    """What one preset stands for, or all in a line each."""
+    if name and name not in PRESETS:
+        raise ConfigError("is not a preset", field="FIELD", value=name, fix=f"use one of {', '.join(PRESETS)}")
+    if name:
+        out.print(yaml.safe_dump({"init": expansion(name)}, sort_keys=False).rstrip(), markup=False)
+        return
+    for each in PRESETS:
+        out.print(f"{each}: {_flow(expansion(each))}", markup=False)
 
 
 def _print_schema(name: str, schema: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from instructpt.errors import ConfigError
 from instructpt.plan.planner import AnyResource
 
 
-def preflight(resource: AnyResource) -> None:
+def preflight(resource: AnyResource, *, here: bool = True) -> None:
     """Refuse what a worker would refuse later.
+
+    Args:
+        resource: The object.
+        here: Whether it is to run on this machine, and not just to be looked at: then it has one node.
 
     Raises:
         ConfigError: A name is unknown, a model folder or an evaluation set is not there, or there are several nodes.
@@ -25,12 +30,12 @@ def preflight(resource: AnyResource) -> None:
         case SynthesisJob(spec=spec):
             _synthesis("spec", spec, spec.strategy, spec.synthesizer)
         case TrainingJob(spec=spec):
-            _training("spec", spec)
+            _training("spec", spec, here)
             _profile("spec.profile", spec.profile)
         case InstructionPretraining(spec=spec):
             _sets("spec.corpus.filters", spec.corpus.filters.decontaminate)
             _synthesis("spec.synthesis", spec.synthesis, spec.synthesis.strategy, spec.synthesis.synthesizer)
-            _training("spec.training", spec.training)
+            _training("spec.training", spec.training, here)
             for index, arm in enumerate(spec.arms):
                 if arm.training.init is not None:
                     _model(f"spec.arms[{index}].training.init.from", arm.training.init.from_)
@@ -62,11 +67,12 @@ def _sets(field: str, wanted: Decontamination | None) -> None:
         check_sets_here(wanted, f"{field}.decontaminate")
 
 
-def _training(field: str, settings: TrainingSettings) -> None:
+def _training(field: str, settings: TrainingSettings, here: bool) -> None:
     _init(f"{field}.init", settings.init)
+    check_length(f"{field}.sequenceLength", settings.init.from_, settings.sequence_length)
     if settings.tokenizer is not None:
         _model(f"{field}.tokenizer.from", settings.tokenizer.from_)
-    if settings.nodes > 1:
+    if here and settings.nodes > 1:
         raise ConfigError(
             "needs a cluster; a run on this machine has one node",
             field=f"{field}.nodes",
@@ -98,3 +104,22 @@ def _model(field: str, uri: str | None) -> None:
         return
     if not Path(uri).expanduser().is_dir():
         raise ConfigError("the model folder does not exist", field=field, value=uri, fix="correct the path")
+
+
+def check_length(field: str, model: str | None, length: int) -> None:
+    """Refuse rows longer than the model of a folder here has positions.
+
+    Raises:
+        ConfigError: Naming both numbers.
+    """
+    config = Path(model).expanduser() / "config.json" if model is not None and "://" not in model else None
+    if config is None or not config.is_file():
+        return
+    try:
+        positions = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (ValueError, AttributeError):
+        return  # the worker that loads it says what is wrong with it
+    if isinstance(positions, int) and length > positions:
+        raise ConfigError(
+            f"the model has {positions} positions", field=field, value=length, fix=f"use {positions} or less"
+        )

@@ -60,18 +60,22 @@ def load_model(folder: Path, *, vocab_size: int, length: int) -> nn.Module:
     """A model in a folder, in fp32.
 
     Raises:
-        ConfigError: It cannot be read, has fewer positions than ``length``, or fewer embeddings than the tokenizer ids.
+        ConfigError: It cannot be read, lacks a tensor or has one of another shape, has fewer positions than ``length``,
+            or fewer embeddings than the tokenizer ids.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), attn_implementation="sdpa", dtype=torch.float32, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder), attn_implementation="sdpa", dtype=torch.float32, local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"the model in {folder} cannot be loaded: {error}", field="init.from", fix="give a complete model folder"
         ) from error
+    _check_whole(folder, sorted(report["missing_keys"]))
     check_positions(model.config, length)
     if vocab_size > model.config.vocab_size:
         raise ConfigError(
@@ -80,6 +84,17 @@ def load_model(folder: Path, *, vocab_size: int, length: int) -> nn.Module:
             fix="use the model's own tokenizer",
         )
     return cast("nn.Module", model)
+
+
+def _check_whole(folder: Path, missing: list[str]) -> None:
+    """Refuse a model without some of its tensors: transformers would draw them at random and go on."""
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ConfigError(
+            f"the model in {folder} lacks {len(missing)} of its tensors: {', '.join(missing[:3])}{more}",
+            field="init.from",
+            fix="give a complete model folder: all files that its index names, for this architecture",
+        )
 
 
 def check_positions(config: Any, length: int) -> None:

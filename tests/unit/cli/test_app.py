@@ -89,7 +89,7 @@ def test_init_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
 
 def test_explain_prints_documentation_offline(tmp_path: Path) -> None:
     done = instructpt("explain", "ipt.spec.training.tokens", cwd=tmp_path)
-    assert "Non-padding tokens to train on, exactly." in done.stdout
+    assert "Non-padding tokens to train on, exactly" in done.stdout
     wrong = instructpt("explain", "trn.spec.tokns", cwd=tmp_path)
     assert wrong.returncode == 2
     assert "did you mean tokens?" in wrong.stderr

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from instructpt.errors import ConfigError
 from instructpt.training import losses
 from instructpt.training.attention import document_mask
 from instructpt.training.batches import make_batch
-from instructpt.training.model import PackedCausalLM, build_model
+from instructpt.training.model import PackedCausalLM, build_model, load_model
 from instructpt.training.tokenshards import Row
 
 CONFIG = {
@@ -115,3 +118,52 @@ def test_rows_longer_than_the_positions_are_refused():
 def test_an_unknown_model_type_is_refused():
     with pytest.raises(ConfigError, match="cannot make a model"):
         build_model({**CONFIG, "model_type": "no-such"}, seed=1, vocab_size=50, special=SPECIAL, length=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base")
+    build_model(CONFIG, seed=3, vocab_size=50, special=SPECIAL, length=32).save_pretrained(path)
+    return path
+
+
+def damaged(folder, path, change):
+    shutil.copytree(folder, path)
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def test_a_base_model_is_loaded_whole(folder):
+    model = load_model(folder, vocab_size=50, length=64)
+    assert torch.equal(
+        model.state_dict()["model.norm.weight"], load_file(folder / "model.safetensors")["model.norm.weight"]
+    )
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.pop(UP), f"lacks 1 of its tensors: {UP}"),
+        (lambda t: [t.pop(n) for n in list(t) if ".1." in n], r"lacks 9 of its tensors: .* and 6 more"),
+        (lambda t: t.update({UP: t[UP][:10].clone()}), "cannot be loaded"),
+    ],
+)
+def test_a_base_model_that_is_not_whole_is_refused(folder, tmp_path, change, said):
+    with pytest.raises(ConfigError, match=said) as error:
+        load_model(damaged(folder, tmp_path / "m", change), vocab_size=50, length=64)
+    assert error.value.field == "init.from"
+
+
+def test_a_base_model_of_half_a_file_or_few_positions_is_refused(folder, tmp_path):
+    broken = damaged(folder, tmp_path / "m", lambda t: None)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_model(broken, vocab_size=50, length=64)
+    with pytest.raises(ConfigError, match="the model has 64 positions"):
+        load_model(folder, vocab_size=50, length=128)
