@@ -95,15 +95,15 @@ def fit_table(result: Mapping[str, Any]) -> str:
     """What a plan says of memory, part by part, beside what was measured."""
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "overhead", "total")
     lines = [
-        f"| model | parameters | tokens of a micro batch | ZeRO | {' | '.join(parts)} | measured | predicted / measured |",
+        f"| model | parameters | micro batch | ZeRO | {' | '.join(parts)} | measured | predicted / measured |",
         f"| --- | ---: | ---: | ---: | {'---: | ' * len(parts)}---: | ---: |",
     ]
     for run in result["runs"]:
         cells = [f"{run[f'predicted_{part}'] / 1e6:,.0f}" for part in parts]
         lines.append(
             f"| {run['preset']} | {run['parameters'] / 1e6:.1f}M | {run['micro_batch_rows']} x "
-            f"{run['sequence_length']} | {run['zero_stage']} | {' | '.join(cells)} | {run['measured_total'] / 1e6:,.0f} "
-            f"| {run['ratio']:.2f} |"
+            f"{run['sequence_length']} | {run['zero_stage']} | {' | '.join(cells)} "
+            f"| {run['measured_total'] / 1e6:,.0f} | {run['ratio']:.2f} |"
         )
     goals = ", ".join(
         f"{name} {result['ratios'][name]:.2f} ({goal}: {'met' if goal.met(result['ratios'][name]) else '**missed**'})"
