@@ -9,8 +9,10 @@ import torch
 from instructpt.api.runspec import InitRun, ResolvedInput, TrainRun
 from instructpt.api.v1alpha1.trainingjob import CheckpointSpec, DeepSpeed, Optimizer, Schedule
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, TrainingError
+from instructpt.telemetry.context import WorkerContext
+from instructpt.telemetry.progress import Progress
 from instructpt.training.errors import PeerLostError
-from instructpt.training.launch import _cause, command, environment
+from instructpt.training.launch import _cause, _forward, command, environment
 from instructpt.training.nodes import Nodes
 from instructpt.training.rank import MET, OUTCOME, _of_a_peer
 
@@ -107,6 +109,16 @@ def test_ranks_share_the_threads_and_forget_the_launcher_above(monkeypatch):
     env = environment(section(processes_per_node=4))
     assert env["OMP_NUM_THREADS"] == "2"
     assert "RANK" not in env
+
+
+def test_figures_of_the_ranks_go_on_and_a_note_of_theirs_goes_when_it_is_over(tmp_path):
+    ctx, ranks = WorkerContext(worker_id="w", scratch=tmp_path), Progress()
+    for notes in ({"checkpoint": "storage is away"}, {"checkpoint": None}):
+        ranks.update(done=3, total=9, unit="steps", gauges={"loss": 2.0}, notes=notes)
+        (tmp_path / "progress.json").write_text(json.dumps(ranks.snapshot()))
+        _forward(tmp_path / "progress.json", ctx)
+        found = ctx.progress.snapshot()
+        assert (found["done"], found["gauges"], found["notes"]) == (3, {"loss": 2.0}, ranks.snapshot()["notes"])
 
 
 def test_a_cause_that_only_training_knows_comes_back_from_a_rank(tmp_path):
