@@ -1,4 +1,4 @@
-"""A training that goes on with another number of ranks: two, then one, then two again, in each ZeRO stage.
+"""A training that goes on with another number of ranks, two, one, two, in each ZeRO stage and from one to another.
 
 Two processes join once and train what they are told, so that libraries load once for all stages.
 """
@@ -124,7 +124,7 @@ def losses(spec: RunSpec) -> list[float]:
     return [json.loads(line)["loss"] for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("stages", [(1, 1, 1), (2, 2, 2), (3, 3, 3), (3, 2, 1)], ids=lambda s: "-".join(map(str, s)))
+@pytest.mark.parametrize("stages", [(1, 1, 1), (2, 3, 2), (3, 2, 3)], ids=lambda s: "-".join(map(str, s)))
 def test_two_one_and_two_ranks_train_as_one_does(train_spec, pair, undisturbed, tmp_path, stages):
     rows: list[list[int]] = []
     for train, stage, after in zip((pair, train_here, pair), stages, (3, 6, 100), strict=True):
