@@ -124,7 +124,10 @@ class Trainer:
         resume = self._workspace.resume
         first, parts = (resume.step, Parts(resume.parts)) if resume else (0, None)
         if parts is not None:
-            module.load_state_dict({name: parts.whole(PARAM, name) for name in parts.names}, strict=False)
+            with torch.no_grad():  # one at a time: every rank of a node has the whole model for a while
+                for name, p in module.named_parameters():
+                    if p.requires_grad:
+                        p.copy_(parts.whole(PARAM, name))
         engine = Engine(module, self._settings(), self._ranks)
         log.info("DeepSpeed: %s", engine.describe())
         recorder = self._recorder(module)
