@@ -23,6 +23,7 @@ from instructpt.errors import ConfigError, EnvironmentNotReadyError, TrainingErr
 from instructpt.storage import Store, open_store
 from instructpt.telemetry.progress import Progress
 from instructpt.training import acceleration, attention, metrics
+from instructpt.training.ahead import Ahead
 from instructpt.training.background import Background
 from instructpt.training.batches import Batch, micro_batches
 from instructpt.training.capture import Capture
@@ -111,6 +112,7 @@ class Trainer:
         self._micro_rows = min(section.micro_batch_rows, self._rank_rows)
         self._micro_batches = -(-self._rank_rows // self._micro_rows)
         self._kernels = section.kernels or Kernels()
+        self._ahead = Ahead(self._made, self._mixture.steps)
 
     def run(self) -> None:
         """From the last checkpoint, or the start, to the export."""
@@ -141,7 +143,10 @@ class Trainer:
             gauges={"resumed_step": float(first), "checkpoint_step": float(first)} if first else {},
             notes={"resume": "; ".join(self._workspace.refused) or None},
         )  # fmt: skip
-        self._steps(engine, recorder, saver, first)
+        try:
+            self._steps(engine, recorder, saver, first)
+        finally:
+            self._ahead.close()
         saver.drain()
         self._finish(engine, module, recorder)
 
@@ -200,11 +205,8 @@ class Trainer:
         """One optimizer step; whether any rank was asked to leave."""
         section, ranks = self._section, self._ranks
         torch.manual_seed((section.seed << 32) ^ (step * ranks.world_size + ranks.rank))
-        slots = self._mixture.step(step)
-        targets = sum(self._targets(slot) for slot in slots)
         began = time.monotonic()
-        rows = [self._row(slot) for slot in slots_of_rank(slots, ranks.rank, ranks.world_size)]
-        batches = micro_batches(rows, self._micro_rows, self._micro_batches, section.sequence_length, self._encoder.pad)
+        slots, targets, batches = self._ahead.get(step)
         waited = time.monotonic() - began
         sums = torch.zeros(5, dtype=torch.float64, device=engine.device)
         for batch in batches:
@@ -234,6 +236,14 @@ class Trainer:
             self._validate(engine, recorder, done)  # before a checkpoint, which keeps what it found
         saver.after_step(done, votes, last=done == total)
         return bool(stops > 0)
+
+    def _made(self, step: int) -> tuple[list[Slot], int, list[Batch]]:
+        """The rows of a step, the targets of all of them, and the micro batches of this rank; in a thread."""
+        slots = self._mixture.step(step)
+        targets = sum(self._targets(slot) for slot in slots)
+        rows = [self._row(slot) for slot in slots_of_rank(slots, self._ranks.rank, self._ranks.world_size)]
+        length, pad = self._section.sequence_length, self._encoder.pad
+        return slots, targets, micro_batches(rows, self._micro_rows, self._micro_batches, length, pad)
 
     def _validate(self, engine: Engine, recorder: metrics.Recorder, done: int) -> None:
         """The loss on the held-out rows; all ranks together."""
