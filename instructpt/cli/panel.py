@@ -104,6 +104,8 @@ def figures_text(figures: dict[str, Any]) -> str:
     gauges = figures["gauges"]
     if "loss" in gauges:
         parts.append(f"loss {gauges['loss']:.3f}")
+    if "validation_loss" in gauges:
+        parts.append(f"validation {gauges['validation_loss']:.3f}")
     rate = figures["rates"].get("tokens_per_second")
     if rate:
         parts.append(f"{quantity(rate)} tok/s")

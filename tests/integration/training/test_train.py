@@ -421,17 +421,25 @@ def test_an_export_whose_files_changed_before_its_manifest_is_made_again(train_s
 
 def test_validation_changes_nothing_and_is_recorded(tiny, train_spec, undisturbed, tmp_path):
     held = TrainSource(name="validation", weight=1.0, max_repeats=1, uri=tiny.tokens.uri, digest=tiny.tokens.digest)
-    section = ValidationRun(source=held, every_steps=4, tokens=400)
+    section = ValidationRun(source=held, every_steps=1, tokens=400)
     output = tmp_path / "out"
     result = trained(train_spec(output, validation=section, micro_batch_rows=3), tmp_path / "s")
     found = [json.loads(line) for line in (output / "validation.jsonl").read_text().splitlines()]
     assert losses(output) == pytest.approx(GOLDEN, abs=1e-4)
-    assert [line["step"] for line in found] == [4, 8, 10]
+    assert [line["step"] for line in found] == list(range(1, 11))
     assert found[0]["loss"] > found[-1]["loss"] == result.scores["validation_loss"]
     assert 300 < found[0]["loss_tokens"] <= 400
     manifest = load_manifest(open_store(str(output)))
     assert "validation.jsonl" in {file.path for file in manifest.files}
     assert manifest.inputs["source:validation"] == tiny.tokens.digest
+    asked = ctx(tmp_path / "s-left")
+    asked.stop.set()
+    again = train_spec(tmp_path / "left", validation=section, micro_batch_rows=3)
+    with pytest.raises(entry.Preempted):
+        entry.run(again, asked)
+    trained(again, tmp_path / "s-left")
+    for name in ("validation.jsonl", "metrics.jsonl", "model.safetensors"):
+        assert (tmp_path / "left" / name).read_bytes() == (output / name).read_bytes(), name
 
 
 def test_epochs_pass_over_every_token_so_often(tiny, train_spec, tmp_path):

@@ -14,6 +14,8 @@ import instructpt
 
 pytestmark = pytest.mark.deepspeed
 
+CLIP = 0.5  # as in zero_ranks.py
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
@@ -48,6 +50,14 @@ def test_every_zero_stage_has_the_losses_of_the_documents_one_by_one(found, stag
     wanted = found[f"documents-{optimizer}"]
     assert wanted[-1] < wanted[0]
     assert found[f"{stage}-fp32-{optimizer}"] == pytest.approx(wanted, abs=2e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_norm_is_that_of_all_documents_and_is_clipped(found, stage):
+    before, after = found[f"clipped-{stage}"]
+    assert before == pytest.approx(found["norms-adamw"][0], rel=1e-4)
+    assert before > CLIP
+    assert after == pytest.approx(CLIP, rel=1e-3)
 
 
 @pytest.mark.parametrize("way", ["1-bf16-adamw", "2-bf16-adamw", "3-bf16-adamw", "1-bf16-adafactor"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def targets_of(step: int) -> int:
     return sum(len(d) - 1 for row in step_rows(step) for d in row)
 
 
-def documents(name: str) -> list[float]:
+def documents(name: str) -> tuple[list[float], list[float]]:
     net = model()
     params = [p for p in net.parameters() if p.requires_grad]
     groups = [
@@ -62,7 +63,7 @@ def documents(name: str) -> list[float]:
         optimizer: Any = torch.optim.AdamW(groups, lr=RATES[name], betas=(0.9, 0.95), eps=1e-8)
     else:
         optimizer = torch.optim.Adafactor(groups, lr=RATES[name], eps=(1.19e-7, 1e-3))
-    found = []
+    found, norms = [], []
     for step in range(STEPS):
         total = 0.0
         for document in (d for row in step_rows(step) for d in row if len(d) > 1):
@@ -71,11 +72,11 @@ def documents(name: str) -> list[float]:
             loss = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum") / targets_of(step)
             loss.backward()
             total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(params, CLIP)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(params, CLIP)))
         optimizer.step()
         optimizer.zero_grad()
         found.append(total)
-    return found
+    return found, norms
 
 
 def engine_of(ranks: Ranks, stage: int, precision: Any, name: Any, module: PackedCausalLM | None = None) -> Engine:
@@ -87,15 +88,27 @@ def engine_of(ranks: Ranks, stage: int, precision: Any, name: Any, module: Packe
 
 
 def trained(ranks: Ranks, engine: Engine, name: str, first: int, end: int) -> list[float]:
-    found = []
+    return [loss for loss, _ in watched(ranks, engine, name, first, end)]
+
+
+def watched(ranks: Ranks, engine: Engine, name: str, first: int, end: int) -> Iterator[tuple[float, float]]:
+    """Loss of each step, and the norm of its gradients before they are clipped."""
     for step in range(first, end):
         rows = [packed(row) for row in step_rows(step)][ranks.rank :: ranks.world_size]
         total = torch.zeros(1, dtype=torch.float64)
         for batch in micro_batches(rows, 2, 2, LENGTH, 0):
             total += engine.accumulate(to_tensors(batch, engine.device), targets_of(step))
-        engine.step(RATES[name])
-        found.append(float(engine.all_sum(total)) / targets_of(step))
-    return found
+        norm = engine.step(RATES[name])
+        yield float(engine.all_sum(total)) / targets_of(step), norm
+
+
+def clipped(ranks: Ranks, stage: int) -> list[float]:
+    """Of the first step: the norm before clipping, and after it as AdamW's first moment holds it."""
+    engine = engine_of(ranks, stage, "fp32", "adamw")
+    ((_, norm),) = watched(ranks, engine, "adamw", 0, 1)
+    squares = [flat.tensors["exp_avg"].double().square().sum() for flat in engine.flats()]
+    total = engine.all_sum(torch.stack(squares).sum().reshape(1) if squares else torch.zeros(1, dtype=torch.float64))
+    return [norm, float(total) ** 0.5 / 0.1]
 
 
 def main() -> None:
@@ -105,7 +118,9 @@ def main() -> None:
     start(torch.device("cpu"), ranks)
     found: dict[str, Any] = {}
     for name in RATES:
-        found[f"documents-{name}"] = documents(name)
+        found[f"documents-{name}"], found[f"norms-{name}"] = documents(name)
+    for stage in range(4):
+        found[f"clipped-{stage}"] = clipped(ranks, stage)
     for stage, precision, name in [
         (0, "fp32", "adamw"), (1, "fp32", "adamw"), (2, "fp32", "adamw"), (3, "fp32", "adamw"),
         (0, "fp32", "adafactor"), (1, "fp32", "adafactor"), (2, "fp32", "adafactor"), (3, "fp32", "adafactor"),

@@ -272,3 +272,18 @@ def test_names_of_children_fit_and_differ(owner: str, step: str) -> None:
     assert len(name) <= 40
     assert name != child_name(owner, step + "x")
     assert child_name(owner, step, limit=200) == f"{owner}-{step}"
+
+
+def test_arms_are_validated_on_the_held_out_part_alone() -> None:
+    wanted = {"source": {"source": "raw"}, "everySteps": 5}
+    base = quickstart()
+    training = base.spec.training.model_validate({**base.spec.training.to_wire(), "validation": wanted})
+    pipeline = base.model_copy(update={"spec": base.spec.model_copy(update={"training": training})})
+    _, plan = drive(pipeline)
+    packed = [s for s in plan.stages if s.step.endswith(".pack-validation")]
+    arms = [s for s in plan.stages if s.kind == "train" and s.arm]
+    assert len(packed) == 1 < len(arms), "packed once for all arms"
+    assert packed[0].runspec.pack.source.split == "heldOut"
+    assert all(s.runspec.train.validation is not None for s in arms)
+    tuned = next(s for s in plan.stages if s.step == "synthesizer")
+    assert tuned.runspec.train.validation is None

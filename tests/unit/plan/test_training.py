@@ -83,3 +83,37 @@ def test_the_continual_preset_is_the_published_model_with_its_own_tokenizer() ->
     assert first.train.init.model.uri == first.train.tokenizer.uri == "meta-llama/Meta-Llama-3-8B"
     assert second is not None
     assert first.work_key() == second.work_key()
+
+
+def test_held_out_text_is_packed_like_a_source_and_only_its_loss_is_taken() -> None:
+    held = {"uri": "s3://lab/held", "format": "jsonl"}
+    plan = packed(
+        training(tokens="1M", validation={"source": held, "everySteps": 7, "tokens": "5k"}),
+        {"pairs": 10**6, "validation": 900},
+    )
+    section = plan.stage("train").runspec.train  # type: ignore[union-attr]
+    assert section is not None
+    assert [s.name for s in section.sources] == ["pairs"]
+    assert section.validation is not None
+    assert (section.validation.every_steps, section.validation.tokens) == (7, 5000)
+    assert section.validation.source.uri == plan.stage("train.pack-validation").output.uri  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="is the name of the text that is validated on"):
+        plan_resource(
+            training(mixture=[MIXTURE[0] | {"name": "validation"}], validation={"source": held}), {}, code_version="0"
+        )
+
+
+def test_epochs_take_the_place_of_tokens() -> None:
+    resource = training(tokens=None, epochs=3, mixture=[MIXTURE[0], MIXTURE[1]])
+    section = packed(resource, {"augmented": 10, "tuning": 10}).stage("train").runspec.train  # type: ignore[union-attr]
+    assert section is not None
+    assert (section.tokens, section.epochs) == (None, 3)
+
+
+def test_what_is_as_before_leaves_no_trace_in_the_runspec() -> None:
+    section = packed(training(), {"pairs": 10**9}).stage("train").runspec.train  # type: ignore[union-attr]
+    assert section is not None
+    assert not {"kernels", "validation", "epochs"} & section.to_wire().keys()
+    faster = packed(training(kernels={"attention": "mask"}), {"pairs": 10**9}).stage("train").runspec
+    assert faster is not None
+    assert faster.to_wire()["train"]["kernels"]["attention"] == "mask"
