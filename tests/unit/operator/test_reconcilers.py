@@ -417,13 +417,14 @@ def test_scaling_patches_the_running_job() -> None:
 
 
 def test_progress_of_a_training_is_in_its_status() -> None:
-    gauges = {"loss": 3.25, "checkpoint_step": 10.0, "mfu": 0.41}
+    gauges = {"loss": 3.25, "validation_loss": 3.5, "checkpoint_step": 10.0, "mfu": 0.41}
     figures = told(12, 50, "steps", per_second=2.0, rates={"tokens_per_second": 4096.0}, gauges=gauges)
     runs: Runs | Ends = Runs(figures)
     cluster, key = start(TRN, lambda step, task, n: runs if (step, task) == ("train", TASK_WORK) else Ends())
     cluster.settle(rounds=20)
     status = cluster.status(key)
     assert (status["step"], status["steps"], status["loss"], status["checkpoint"]) == (12, 50, 3.25, 10)
+    assert status["validationLoss"] == 3.5
     shown = {"step": "12/50", "loss": "3.250", "throughput": "4.1k", "mfu": "41.0%", "eta": "19s"}
     assert shown.items() <= status["display"].items()
     assert status["progress"].items() >= {"tokensPerSecond": 4096.0, "mfu": 0.41, "etaSeconds": 19}.items()
