@@ -328,12 +328,15 @@ class TrainingSettings(ApiModel):
         ),
     ] = (MixtureSource(source="augmented"),)
     tokens: Annotated[
-        Count | None, Field(default=None, description="Non-padding tokens to train on, exactly; or set epochs.")
+        Count | None, Field(default=None, description="Non-padding tokens to train on, exactly. In place of epochs.")
     ] = None
     epochs: Annotated[
         int | None,
         Field(
-            default=None, ge=1, le=1000, description="Passes over all sources, each in an order of its own; or tokens."
+            default=None,
+            ge=1,
+            le=1000,
+            description="Passes over all sources, each in an order of its own. In place of tokens.",
         ),
     ] = None
     sequence_length: Annotated[int, Field(default=2048, ge=64, le=1_048_576, description="Tokens in a packed row.")] = (

@@ -41,14 +41,14 @@ def train_here(spec: RunSpec, scratch: Path, after: int, *, rank: int = 0, ranks
     from instructpt.training.engine import Ranks
 
     seen: list[list[int]] = []
-    step = loop.Mixture.step
+    get = loop.Ahead.get
 
     def noted(self, number):
-        slots = step(self, number)
+        slots, *more = get(self, number)
         seen.append([number, *(slot.row for slot in slots)])
-        return slots
+        return slots, *more
 
-    loop.Mixture.step = noted
+    loop.Ahead.get = noted
     progress = Progress()
     # Rank 0 counts steps; the others are asked through it, as in a cluster where one node alone is drained.
     stop = stopping(progress, after) if rank == 0 else lambda: False
@@ -60,7 +60,7 @@ def train_here(spec: RunSpec, scratch: Path, after: int, *, rank: int = 0, ranks
         with contextlib.suppress(entry.Preempted):
             loop.train(spec, workspace, around)
     finally:
-        loop.Mixture.step = step
+        loop.Ahead.get = get
     return seen
 
 
