@@ -247,6 +247,7 @@ OTHER: dict[str, Any] = {
     "sampling": {"topP": 0.5},
     "filters": {"requireGroundedAnswers": True},
     "engine": {"args": {"max_model_len": 1024}},
+    "kernels": {"attention": "mask"},
     "synthesizer": {"model": "c/d"},
     "strategy": None,
     "resources": {"memory": "8Gi"},
