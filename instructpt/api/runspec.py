@@ -18,6 +18,7 @@ from instructpt.api.common import StageResult as StageResult
 from instructpt.api.v1alpha1.corpus import CorpusSource, Split
 from instructpt.api.v1alpha1.corpusfilters import CorpusFilters
 from instructpt.api.v1alpha1.evaluationjob import EvaluationSettings
+from instructpt.api.v1alpha1.sourceformats import Formatting, TaskCollection
 from instructpt.api.v1alpha1.synthesisjob import SplitName, SynthesisSettings
 from instructpt.api.v1alpha1.trainingjob import (
     CheckpointSpec,
@@ -77,6 +78,8 @@ class PreparedSource(ResolvedInput):
     text_field: str = "text"
     question_field: str = "question"
     answer_field: str = "answer"
+    formatting: Formatting | None = None
+    tasks: TaskCollection | None = None
 
 
 class TokenizerRun(ApiModel):

@@ -36,6 +36,7 @@ def iter_files(
     *,
     field: str = "spec.mixture",
     on_skip: Callable[[str, str], object] | None = None,
+    fault: Callable[[dict[str, Any], Sequence[str]], str | None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Records of the files at a URI as dictionaries with ``fields``, in ascending order of names.
 
@@ -47,6 +48,7 @@ def iter_files(
             names the whole text.
         field: Path of the source in the spec, for messages.
         on_skip: Is told place and reason of a record that cannot be used; None ends with an error instead.
+        fault: Why a record cannot be used; None asks that each field be a string that is not empty.
 
     Raises:
         ConfigError: Nothing is there, or no format is known.
@@ -56,9 +58,9 @@ def iter_files(
     source = resolve_files(uri, access, wanted, field=field)
     assert source.store is not None
     for where, record in _records(source.store, source.objects, fields):
-        reason = record.detail if isinstance(record, Refused) else _unusable(record, fields)
+        reason = record.detail if isinstance(record, Refused) else (fault or _unusable)(record, fields)
         if reason is None:
-            yield {name: cast("dict[str, Any]", record)[name] for name in fields}
+            yield {name: cast("dict[str, Any]", record).get(name) for name in fields}
         elif on_skip is not None:
             on_skip(where, reason)
         else:

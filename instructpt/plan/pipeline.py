@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from instructpt.api.base import Input, ObjectMeta, ObjectRef
+from instructpt.api.base import Access, Input, ObjectMeta, ObjectRef
 from instructpt.api.checks import check_gate, check_tasks
 from instructpt.api.presets import architecture
 from instructpt.api.runspec import ReportRun, ResolvedInput, StageOutput
@@ -58,7 +58,7 @@ def children(pipeline: InstructionPretraining) -> tuple[PlannedChild, ...]:
     planned = [_corpus(pipeline)]
     tune = _tune(pipeline)
     if tune is not None:
-        if tune.tasks == "mined":
+        if tune.mined:
             planned.append(_tuning_tasks(pipeline))
         planned.append(_synthesizer(pipeline, tune))
     if any(m.source == "augmented" for arm in pipeline.spec.arms for m in _mixture(pipeline, arm)):
@@ -203,12 +203,6 @@ def _tuning_tasks(pipeline: InstructionPretraining) -> PlannedChild:
 
 def _synthesizer(pipeline: InstructionPretraining, tune: TuneSpec) -> PlannedChild:
     spec = pipeline.spec
-    mined = tune.tasks == "mined"
-    tasks = (
-        MixtureSource(name="tasks", ref=_ref(pipeline, "SynthesisJob", STEP_TUNING_TASKS))
-        if mined
-        else MixtureSource(name="tasks", uri=tune.tasks, format="augmented")
-    )
     synthesizer = spec.synthesis.synthesizer
     assert synthesizer is not None
     object_ = TrainingJob(
@@ -216,8 +210,8 @@ def _synthesizer(pipeline: InstructionPretraining, tune: TuneSpec) -> PlannedChi
         spec=TrainingJobSpec(
             storage=below(spec.storage, STEP_SYNTHESIZER), prepared=below(spec.storage, "prepared"),
             objective="SynthesizerTuning", profile=synthesizer.profile, init=tune.init,
-            tokenizer=_tokenizer(pipeline, tune.tokenizer, tune.init.preset), mixture=(tasks,), tokens=tune.tokens,
-            sequence_length=tune.sequence_length, global_batch_rows=tune.global_batch_rows,
+            tokenizer=_tokenizer(pipeline, tune.tokenizer, tune.init.preset), mixture=_tasks(pipeline, tune),
+            tokens=tune.tokens, sequence_length=tune.sequence_length, global_batch_rows=tune.global_batch_rows,
             micro_batch_rows=tune.micro_batch_rows, optimizer=tune.optimizer, schedule=tune.schedule,
             max_repeats=tune.max_repeats, seed=spec.seeds[0], checkpoint=spec.training.checkpoint,
             precision=spec.training.precision, deepspeed=spec.training.deepspeed, nodes=1,
@@ -225,8 +219,17 @@ def _synthesizer(pipeline: InstructionPretraining, tune: TuneSpec) -> PlannedChi
             resources=spec.training.resources, **_policy(pipeline),
         ),
     )  # fmt: skip
-    needs = (STEP_CORPUS, STEP_TUNING_TASKS) if mined else (STEP_CORPUS,)
+    needs = (STEP_CORPUS, STEP_TUNING_TASKS) if tune.mined else (STEP_CORPUS,)
     return PlannedChild(step=STEP_SYNTHESIZER, object=object_, needs=needs)
+
+
+def _tasks(pipeline: InstructionPretraining, tune: TuneSpec) -> tuple[MixtureSource, ...]:
+    """What the synthesizer is tuned on; the pipeline's other mixtures know it as ``source: tuning``."""
+    if tune.mixture is not None:
+        return tune.mixture
+    if tune.mined:
+        return (MixtureSource(name="tasks", ref=_ref(pipeline, "SynthesisJob", STEP_TUNING_TASKS)),)
+    return (MixtureSource(name="tasks", uri=tune.tasks, format="augmented"),)
 
 
 def _tokenizer(
@@ -343,7 +346,9 @@ def _resolve_source(pipeline: InstructionPretraining, entry: MixtureSource) -> t
     if entry.source is None:
         return entry, None
     tune = _tune(pipeline)
-    if entry.source == "tuning" and (tune is None or tune.tasks != "mined"):
+    if entry.source == "tuning" and tune is not None and not tune.mined:
+        return _tuning_set(entry, _tasks(pipeline, tune)), None
+    if entry.source == "tuning" and tune is None:
         raise ConfigError(
             "there is no tuning set in this pipeline",
             field="spec.training.mixture[].source",
@@ -366,6 +371,22 @@ def _resolve_source(pipeline: InstructionPretraining, entry: MixtureSource) -> t
     if entry.source == "raw":
         update["split"] = entry.split or "train"
     return entry.model_copy(update=update), step
+
+
+def _tuning_set(entry: MixtureSource, tasks: tuple[MixtureSource, ...]) -> MixtureSource:
+    """The synthesizer's tuning set as a source of an arm, with the weight and limits that the arm gives it."""
+    if len(tasks) > 1:
+        raise ConfigError(
+            "the tuning set of this pipeline is several sources, which have no common weight",
+            field="spec.training.mixture[].source",
+            value="tuning",
+            fix="name each of tune.mixture here, with its uri and format",
+        )
+    own = {"source", "ref", "uri", "digest", "format", "question_field", "answer_field", "tasks"} | set(
+        Access.model_fields
+    )
+    kept = {name: getattr(tasks[0], name) for name in own}
+    return entry.model_copy(update={**kept, "name": entry.name or "tuning"})
 
 
 def _baseline(pipeline: InstructionPretraining) -> str:

@@ -18,9 +18,12 @@ from instructpt.api.runspec import (
     TrainSource,
     ValidationRun,
 )
+from instructpt.api.v1alpha1.sourceformats import Formatting, TaskCollection
 from instructpt.api.v1alpha1.trainingjob import (
+    OBJECTIVE_FORMATS,
     Kernels,
     MixtureSource,
+    SourceFormat,
     TokenizerSpec,
     TokenizerTrain,
     TrainingJobSpec,
@@ -158,6 +161,7 @@ def _check(spec: TrainingJobSpec) -> None:
                 value=name,
                 fix="give each its own name",
             )
+        _check_format(spec, index)
     config = architecture(spec.init.preset, spec.init.config) or known_shape(spec.init.from_)
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int) and spec.sequence_length > positions:
@@ -203,9 +207,33 @@ def _check_budget(
         raise ConfigError(error.message, field=f"spec.{error.field}", value=error.value, fix=error.fix) from error
 
 
+def _check_format(spec: TrainingJobSpec, index: int) -> None:
+    """A tuning learns answers, so its sources must say what the answers are."""
+    entry, learned = spec.mixture[index], OBJECTIVE_FORMATS.get(spec.objective)
+    format_ = _format(entry)
+    if learned is None or format_ is None or format_ in learned:
+        return
+    raise ConfigError(
+        f"objective {spec.objective} takes its loss on answers alone, and such a source does not say what they are",
+        field=f"spec.mixture[{index}].format",
+        value=format_,
+        fix=f"give a source of format {' or '.join(learned)}, or set objective: Pretraining",
+    )
+
+
 def source_name(index: int, entry: MixtureSource) -> str:
     """Name of a mixture entry in receipts and steps."""
     return entry.name or entry.source or (entry.ref.name if entry.ref else f"source-{index}")
+
+
+def _format(entry: MixtureSource) -> SourceFormat | None:
+    """How a mixture entry is read; None where a location says nothing of it."""
+    if entry.format is not None:
+        return entry.format
+    if entry.ref is not None:
+        return "corpus" if entry.ref.kind == "Corpus" else "augmented"
+    defaults: dict[str, SourceFormat] = {"augmented": "augmented", "raw": "corpus", "tuning": "augmented"}
+    return defaults.get(entry.source or "")
 
 
 def _source(builder: PlanBuilder, name: str, entry: MixtureSource, field: str) -> PreparedSource | None:
@@ -216,19 +244,19 @@ def _source(builder: PlanBuilder, name: str, entry: MixtureSource, field: str) -
         place = ResolvedInput(uri=entry.uri, digest=entry.digest, **access_of(entry))
     if place is None:
         return None
-    default = {"augmented": "augmented", "raw": "corpus", "tuning": "augmented"}.get(entry.source or "")
-    if entry.ref is not None:
-        default = "corpus" if entry.ref.kind == "Corpus" else "augmented"
-    format_ = entry.format or default
+    format_ = _format(entry)
     if format_ is None:
         raise ConfigError(
             "must be set where a source is given by uri",
             field=f"{field}.format",
-            fix="augmented or corpus for a prefix with a manifest; instructions, jsonl, parquet, arrow, text for files",
+            fix="augmented or corpus for a prefix with a manifest; instructions, tasks, jsonl, parquet, arrow, text "
+            "for files",
         )
     return PreparedSource(
         name=name, format=format_, split=entry.split, text_field=entry.text_field,
-        question_field=entry.question_field, answer_field=entry.answer_field, **dict(place),
+        question_field=entry.question_field, answer_field=entry.answer_field,
+        formatting=None if entry.formatting == Formatting(name="space") else entry.formatting,
+        tasks=None if entry.tasks == TaskCollection() else entry.tasks, **dict(place),
     )  # fmt: skip
 
 

@@ -62,6 +62,10 @@ class TextEncoder:
         found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(e.ids, dtype=np.uint32) for e in found]
 
+    def sizes(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text of a profile, where strings of special tokens are those tokens."""
+        return [len(ids) for ids in self.encode(texts, marked=True)]
+
 
 def _load(folder: Path) -> tuple[Any, dict[str, str]]:
     try:

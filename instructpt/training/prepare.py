@@ -28,6 +28,7 @@ from instructpt.training.encoder import TextEncoder
 from instructpt.training.files import TokenizerFolder, file_entries, tokenizer_folder
 from instructpt.training.outputs import clear, is_whole, result_key
 from instructpt.training.sources import Source, SourceShard, resolve
+from instructpt.training.taskcollection import Fitting
 from instructpt.training.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from instructpt.training.tokenizing import Tokenizing
 from instructpt.training.tokenshards import EXTENSION, counts_of, pack_items, token_type, write_shard
@@ -240,8 +241,9 @@ def _run_pack(spec: RunSpec, output: Store, ctx: WorkerContext) -> None:
 
 def _pack_shard(job: _Pack, shard: SourceShard, path: Path, scratch: Path) -> dict[str, Any]:
     tokenizing = Tokenizing(job.encoder)
-    items = list(tokenizing.items(job.source.texts(shard, scratch)))
     length = job.section.sequence_length
+    fit = Fitting(size=job.encoder.sizes, length=length, counts=tokenizing.counts)
+    items = list(tokenizing.items(job.source.texts(shard, scratch, fit)))
     arrays, cut = pack_items(items, length, dtype=job.dtype, seed=shard.id)
     write_shard(path, arrays, sequence_length=length)
     counts = {**tokenizing.counts, **counts_of(arrays, length), "cut_items": cut}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from instructpt.api.runspec import PreparedSource
-from instructpt.api.v1alpha1.trainingjob import Objective
+from instructpt.api.v1alpha1.corpus import Format
+from instructpt.api.v1alpha1.sourceformats import TaskCollection
+from instructpt.api.v1alpha1.trainingjob import OBJECTIVE_FORMATS, Objective
 from instructpt.corpus.augmented import ChainRow
 from instructpt.corpus.files import iter_files
 from instructpt.corpus.manifest import (
@@ -26,10 +28,12 @@ from instructpt.corpus.shards import CorpusReader, iter_augmented_shard
 from instructpt.corpus.sources import SourceObject, resolve_files
 from instructpt.errors import ConfigError
 from instructpt.storage import Store, open_store
-from instructpt.synthesis import profiles
+from instructpt.synthesis import profiles, templates
 from instructpt.synthesis.model import Shot, make_pair
+from instructpt.training.formatting import Formatter
+from instructpt.training.taskcollection import Dataset, Fitting, TaskReader, datasets, sequences
 
-FileKind = Literal["instructions", "jsonl", "parquet", "arrow", "text"]
+FileKind = Literal["tasks", "instructions", "jsonl", "parquet", "arrow", "text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,18 +53,20 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceShard:
-    """A micro-shard of the source's manifest, or a file.
+    """A micro-shard of the source's manifest, a file, or a data set of a collection of tasks.
 
     Attributes:
-        id: Of the manifest's shard; ``file-<number>`` for files.
-        entry: Of the manifest; None for files.
-        file: The file; None for shards of a manifest.
+        id: Of the manifest's shard; ``file-<number>`` for files, ``dataset-<number>`` for data sets.
+        entry: Of the manifest; None for the others.
+        file: The file; None for the others.
+        dataset: The data set; None for the others.
         documents: Documents to take at most; None takes all.
     """
 
     id: str
     entry: ShardEntry | None = None
     file: SourceObject | None = None
+    dataset: Dataset | None = None
     documents: int | None = None
 
 
@@ -81,12 +87,20 @@ class Source:
     store: Store | None = None
     manifest: Manifest | None = None
 
-    def texts(self, shard: SourceShard, scratch: Path) -> Iterator[Text]:
+    def texts(self, shard: SourceShard, scratch: Path, fit: Fitting | None = None) -> Iterator[Text]:
         """The texts of one shard, in order. Chains without text (dead letters) are left out.
+
+        Args:
+            shard: One of ``shards``.
+            scratch: Folder for what is fetched.
+            fit: Of collections of tasks: what a sequence may hold; None sets no limit.
 
         Raises:
             CorpusError: An object changed, is damaged, or holds a record that cannot be used.
         """
+        if shard.dataset is not None:
+            yield from self._tasks(shard.dataset, fit or Fitting())
+            return
         if shard.file is not None:
             yield from islice(self._file(shard.file), shard.documents)
             return
@@ -118,25 +132,50 @@ class Source:
             if s.verdict != "dead-letter" and s.text
         ]
         if shots:
-            rendered = profiles.load(self.profile).render_tuning(shots)
-            parts = tuple((segment.text, segment.is_target) for segment in rendered)
-            yield Text(parts=parts, documents=len(shots), marked=True)
+            yield self._tuning(shots)
+
+    def _tuning(self, shots: Sequence[Shot]) -> Text:
+        rendered = profiles.load(self.profile).render_tuning(shots)
+        parts = tuple((segment.text, segment.is_target) for segment in rendered)
+        return Text(parts=parts, documents=len(shots), marked=True)
+
+    def _tasks(self, dataset: Dataset, fit: Fitting) -> Iterator[Text]:
+        """Sequences in the profile's format; where it is no synthesizer that learns, as pre-training texts."""
+        most = (self.spec.tasks or TaskCollection()).examples_per_sequence
+        profile = profiles.load(self.profile)
+
+        def parts(shot: Shot) -> list[str]:
+            return [segment.text for segment in profile.render_tuning([shot])]
+
+        for name, shots in TaskReader(dataset, self.spec, fit.counts).examples():
+            for number, chain in enumerate(sequences(shots, most, fit, parts)):
+                if self.objective == "SynthesizerTuning":
+                    yield self._tuning(chain)
+                else:
+                    text = templates.load().render(chain, _seed(name, number))
+                    yield Text(parts=((text, True),), documents=len(chain))
 
     def _file(self, file: SourceObject) -> Iterator[Text]:
-        spec = self.spec
-        if spec.format != "instructions":
+        spec, kind = self.spec, _kind(self.spec)
+        assert kind != "tasks", "a data set may be several files"
+        if kind != "instructions":
             fields = [spec.text_field]
-            for record in iter_files(file.uri, spec, _kind(spec), fields, field=f"source {spec.name}"):
+            for record in iter_files(file.uri, spec, kind, fields, field=f"source {spec.name}"):
                 yield Text(parts=((record[spec.text_field], True),))
             return
-        fields = [spec.question_field, spec.answer_field]
-        for record in iter_files(file.uri, spec, "instructions", fields, field=f"source {spec.name}"):
-            question, answer = record[fields[0]], record[fields[1]]
-            # Question, one space, answer: as the reference forms general instructions (docs/concepts/method.md).
+        formatter = Formatter(spec.formatting, spec.question_field, spec.answer_field)
+        for record in iter_files(
+            file.uri, spec, "instructions", formatter.fields, field=f"source {spec.name}", fault=formatter.fault
+        ):
+            prompt, answer = formatter.split(record)
             if self.objective == "InstructionTuning":
-                yield Text(parts=((question, False), (f" {answer}", True)))
+                yield Text(parts=((prompt, False), (answer, True)))
             else:
-                yield Text(parts=((f"{question} {answer}", True),))
+                yield Text(parts=((prompt + answer, True),))
+
+
+def _seed(name: str, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{name}\0{number}".encode()).digest()[:4], "big")
 
 
 def _kind(spec: PreparedSource) -> FileKind:
@@ -154,13 +193,13 @@ def resolve(
         ConfigError: The format does not fit the objective or the place, or nothing is there.
         NotFoundError: Its manifest is not there.
     """
-    needed = {"SynthesizerTuning": "augmented", "InstructionTuning": "instructions"}.get(objective, spec.format)
-    if spec.format != needed:
+    needed = OBJECTIVE_FORMATS.get(objective, (spec.format,))
+    if spec.format not in needed:
         raise ConfigError(
-            f"objective {objective} learns answers and needs format {needed}",
+            f"objective {objective} learns answers and needs format {' or '.join(needed)}",
             field=f"mixture[{spec.name}].format",
             value=spec.format,
-            fix=f"give a source of format {needed}, or choose objective Pretraining",
+            fix=f"give a source of format {' or '.join(needed)}, or choose objective Pretraining",
         )
     profiles.load(profile)
     if spec.format not in ("augmented", "corpus"):
@@ -204,7 +243,15 @@ def _shards(manifest: Manifest, spec: PreparedSource) -> Iterator[SourceShard]:
 
 def _files(spec: PreparedSource, objective: Objective, profile: str) -> Source:
     kind = _kind(spec)
-    found = resolve_files(spec.uri, spec, "auto" if kind == "instructions" else kind, field=f"mixture[{spec.name}]")
+    wanted: Format = "auto" if kind == "instructions" or kind == "tasks" else kind
+    found = resolve_files(spec.uri, spec, wanted, field=f"mixture[{spec.name}]")
+    named = "".join(f"{file.name}\0{file.size}\n" for file in found.objects)
+    digest = spec.digest or "sha256:" + hashlib.sha256(named.encode()).hexdigest()
+    shards: tuple[SourceShard, ...]
+    if kind == "tasks":
+        sets = datasets(found.objects)
+        shards = tuple(SourceShard(id=f"dataset-{index:05d}", dataset=item) for index, item in enumerate(sets))
+        return Source(spec=spec, objective=objective, profile=profile, shards=shards, digest=digest)
     if spec.max_documents is not None and len(found.objects) > 1:
         raise ConfigError(
             "holds for sources with a manifest and for single files, not for several files",
@@ -216,6 +263,4 @@ def _files(spec: PreparedSource, objective: Objective, profile: str) -> Source:
         SourceShard(id=f"file-{index:05d}", file=file, documents=spec.max_documents)
         for index, file in enumerate(found.objects)
     )
-    named = "".join(f"{file.name}\0{file.size}\n" for file in found.objects)
-    digest = spec.digest or "sha256:" + hashlib.sha256(named.encode()).hexdigest()
     return Source(spec=spec, objective=objective, profile=profile, shards=shards, digest=digest)

@@ -72,6 +72,16 @@ class TuneSpec(ApiModel):
             description="mined takes the tune part and rules; else the URI of an augmented corpus.",
         ),
     ] = "mined"
+    mixture: Annotated[
+        tuple[MixtureSource, ...] | None,
+        Field(
+            default=None,
+            min_length=1,
+            max_length=16,
+            description="Collections of tasks (format: tasks) and augmented corpora, in place of tasks.",
+            json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        ),
+    ] = None
     tokens: Annotated[Count, Field(description="Non-padding tokens to tune on.")]
     sequence_length: Annotated[int, Field(default=1024, ge=64, le=1_048_576, description="Tokens in a packed row.")] = (
         1024
@@ -81,6 +91,24 @@ class TuneSpec(ApiModel):
     optimizer: Annotated[Optimizer, Field(default_factory=Optimizer, description="Optimizer and its rates.")]
     schedule: Annotated[Schedule, Field(default_factory=Schedule, description="Learning rate over steps.")]
     max_repeats: Annotated[int, Field(default=50, ge=1, le=1000, description="Passes over the tasks at most.")] = 50
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "tune takes tasks or mixture, not both; drop tasks where mixture names them",
+            "!has(self.mixture) || !has(self.tasks) || self.tasks == 'mined'",
+            lambda s: s.mixture is None or s.tasks == "mined",
+        ),
+        Rule(
+            "entries of tune.mixture need uri or ref, and format augmented or tasks: a synthesizer learns answers",
+            "!has(self.mixture) || self.mixture.all(m, !has(m.source) && "
+            "(!has(m.format) || m.format in ['augmented', 'tasks']))",
+            lambda s: all(m.source is None and m.format in (None, "augmented", "tasks") for m in s.mixture or ()),
+        ),
+    )
+
+    @property
+    def mined(self) -> bool:
+        """Whether rules mine the tasks from the tune part of the corpus."""
+        return self.mixture is None and self.tasks == "mined"
 
 
 class PipelineSynthesizer(Synthesizer):

@@ -26,6 +26,7 @@ from instructpt.api.base import (
 from instructpt.api.common import CommonStatus, Resources, RunPolicy
 from instructpt.api.presets import CONTINUED
 from instructpt.api.transitions import transition_rules
+from instructpt.api.v1alpha1.sourceformats import Formatting, TaskCollection
 from instructpt.api.v1alpha1.synthesisjob import SplitName
 
 Objective = Literal["Pretraining", "SynthesizerTuning", "InstructionTuning"]
@@ -113,7 +114,12 @@ class TokenizerSpec(ApiModel):
     )
 
 
-SourceFormat = Literal["augmented", "corpus", "instructions", "jsonl", "parquet", "arrow", "text"]
+SourceFormat = Literal["augmented", "corpus", "tasks", "instructions", "jsonl", "parquet", "arrow", "text"]
+OBJECTIVE_FORMATS: Mapping[Objective, tuple[SourceFormat, ...]] = {
+    "SynthesizerTuning": ("augmented", "tasks"),
+    "InstructionTuning": ("instructions",),
+}
+"""Formats that say what an answer is, by objectives that learn answers alone; others take any format."""
 
 
 class MixtureSource(Access):
@@ -144,19 +150,30 @@ class MixtureSource(Access):
         SourceFormat | None,
         Field(
             default=None,
-            description="augmented and corpus have manifests; instructions holds question and answer; others "
-            "are files.",
+            description="augmented and corpus have manifests; instructions holds question and answer, tasks a context "
+            "as well; others are files.",
         ),
     ] = None
     text_field: Annotated[str, Field(default="text", max_length=253, description="Of files: field with the text.")] = (
         "text"
     )
     question_field: Annotated[
-        str, Field(default="question", max_length=253, description="Of instructions: field that holds the question.")
+        str,
+        Field(
+            default="question", max_length=253, description="Of instructions and tasks: field that holds the question."
+        ),
     ] = "question"
     answer_field: Annotated[
-        str, Field(default="answer", max_length=253, description="Of instructions: field that holds the answer.")
+        str,
+        Field(default="answer", max_length=253, description="Of instructions and tasks: field that holds the answer."),
     ] = "answer"
+    formatting: Annotated[
+        Formatting | None,
+        Field(default=None, description="Of instructions: data formatting; empty is question, a space, answer."),
+    ] = None
+    tasks: Annotated[
+        TaskCollection | None, Field(default=None, description="Of tasks: how they are read and put together.")
+    ] = None
     weight: Annotated[
         float,
         Field(
@@ -194,8 +211,15 @@ class MixtureSource(Access):
         ),
         Rule(
             "a mixture entry with uri needs format: augmented or corpus for a prefix with a manifest; instructions, "
-            "jsonl, parquet, arrow or text for files",
+            "tasks, jsonl, parquet, arrow or text for files",
             "!has(self.uri) || has(self.format)",
+        ),
+        Rule(
+            "formatting of a mixture entry is for format instructions, and tasks for format tasks; set format, or "
+            "drop it",
+            "(!has(self.formatting) || (has(self.format) && self.format == 'instructions')) && "
+            "(!has(self.tasks) || (has(self.format) && self.format == 'tasks'))",
+            lambda s: (s.formatting is None or s.format == "instructions") and (s.tasks is None or s.format == "tasks"),
         ),
         Rule(
             "a mixture entry needs exactly one of source, ref and uri",
