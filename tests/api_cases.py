@@ -73,6 +73,7 @@ class Case:
 
 REF = {"kind": "Corpus", "name": "c"}
 _TINY = {"preset": "tiny"}
+_TASKS = [{"uri": "/tasks", "format": "tasks"}]
 _POD = "podTemplate"
 
 GATE = {"metric": "bits-per-byte"}
@@ -202,6 +203,55 @@ CASES = (
         "TrainingJob",
         {"mixture": [{"uri": "/x", "format": "text"}]},
         {"mixture": [{"uri": "/x"}]},
+    ),
+    Case(
+        "MixtureSource",
+        "formatting of a mixture entry is for",
+        "TrainingJob",
+        {"mixture": [{"uri": "/x", "format": "instructions", "formatting": {"name": "chat"}}]},
+        {"mixture": [{"uri": "/x", "format": "tasks", "formatting": {"name": "chat"}}]},
+    ),
+    Case(
+        "Formatting",
+        "exactly one of name and template",
+        "TrainingJob",
+        {"mixture": [{"uri": "/x", "format": "instructions", "formatting": {"name": "newline"}}]},
+        {"mixture": [{"uri": "/x", "format": "instructions", "formatting": {"contextField": "input"}}]},
+    ),
+    Case(
+        "Formatting",
+        "formatting.template must hold",
+        "TrainingJob",
+        {
+            "mixture": [
+                {
+                    "uri": "/x",
+                    "format": "instructions",
+                    "formatting": {"template": "{context}{question}{{}} {answer}."},
+                }
+            ]
+        },
+        {"mixture": [{"uri": "/x", "format": "instructions", "formatting": {"template": "{instruction} {answer}"}}]},
+    ),
+    Case(
+        "TuneSpec",
+        "not both",
+        "InstructionPretraining",
+        {"synthesis": {"synthesizer": {"tune": {"init": _TINY, "tokens": 1, "mixture": _TASKS}}}},
+        {"synthesis": {"synthesizer": {"tune": {"init": _TINY, "tokens": 1, "mixture": _TASKS, "tasks": "/x"}}}},
+    ),
+    Case(
+        "TuneSpec",
+        "entries of tune.mixture",
+        "InstructionPretraining",
+        {"synthesis": {"synthesizer": {"tune": {"init": _TINY, "tokens": 1, "mixture": _TASKS}}}},
+        {
+            "synthesis": {
+                "synthesizer": {
+                    "tune": {"init": _TINY, "tokens": 1, "mixture": [{"uri": "/x", "format": "instructions"}]}
+                }
+            }
+        },
     ),
     Case(
         "TokenizerTrain",

@@ -243,7 +243,8 @@ class InstructionPretrainingSpec(RunPolicy):
         Rule(
             "corpus.split.tune must be above 0 to tune a synthesizer on mined tasks",
             "!has(self.synthesis.synthesizer) || !has(self.synthesis.synthesizer.tune) || "
-            "self.synthesis.synthesizer.tune.tasks != 'mined' || self.corpus.split.tune > 0.0",
+            "self.synthesis.synthesizer.tune.tasks != 'mined' || has(self.synthesis.synthesizer.tune.mixture) || "
+            "self.corpus.split.tune > 0.0",
             lambda s: not _tunes_on_mined(s) or s.corpus.split.tune > 0,
         ),
         Rule(
@@ -277,7 +278,7 @@ class InstructionPretrainingSpec(RunPolicy):
 
 def _tunes_on_mined(spec: InstructionPretrainingSpec) -> bool:
     s = spec.synthesis.synthesizer
-    return s is not None and s.tune is not None and s.tune.tasks == "mined"
+    return s is not None and s.tune is not None and s.tune.mined
 
 
 class InstructionPretrainingStatus(CommonStatus):

@@ -57,10 +57,16 @@ def template_fault(template: str) -> str | None:
     return None
 
 
+_WANTED = (
+    "formatting.template must hold {question}, may hold {context}, and ends its placeholders with {answer}, once; "
+    "write {{ and }} for braces in the text"
+)
+
+
 def _checked_template(template: str) -> str:
     fault = template_fault(template)
     if fault is not None:
-        raise ValueError(fault)
+        raise ValueError(f"{_WANTED}: {fault}")
     return template
 
 
@@ -100,8 +106,7 @@ class Formatting(ApiModel):
             lambda s: (s.name is None) != (s.template is None),
         ),
         Rule(
-            "formatting.template must hold {question}, may hold {context}, and ends its placeholders with {answer}, "
-            "once; write {{ and }} for braces in the text",
+            _WANTED,
             f"!has(self.template) || (self.template.matches(r'{_TEMPLATE}') && self.template.contains('{{question}}'))",
             lambda s: s.template is None or template_fault(s.template) is None,
         ),

@@ -215,8 +215,8 @@ def test_a_synthesizer_tuned_on_a_folder_of_tasks_writes_its_pairs_by_ref_and_by
                 "uri": str(tmp_path / "tasks"), "format": "tasks", "maxRepeats": 1000,
                 "tasks": {"examplesPerSequence": 1},
             }],
-            tokens=60_000, sequenceLength=128, globalBatchRows=2, microBatchRows=2,
-            optimizer={"learningRate": 0.005}, checkpoint={"everySteps": 10_000},
+            tokens=20_000, sequenceLength=128, globalBatchRows=2, microBatchRows=2,
+            optimizer={"learningRate": 0.008}, checkpoint={"everySteps": 10_000},
         ),
         tmp_path,
     )  # fmt: skip

@@ -25,7 +25,7 @@ def split(formatting: Formatting | None, record=RECORD) -> tuple[str, str]:
         (Formatting(name="chat"), "<|user|>\nWho?\n<|assistant|>\n", "Ada."),
         (Formatting(template="Q: {question}\nA:  {answer} ###"), "Q: Who?\nA:", "  Ada. ###"),
         (Formatting(template="{context}\n{question} {answer}"), "Ada came.\nWho?", " Ada."),
-        (Formatting(template='{{"q": "{question}", "{{answer}}": "{answer}"}}'), '{"q": "Who?", "{answer}": "', 'Ada."}'),
+        (Formatting(template='{{"q": "{question}", "{{a}}": "{answer}"}}'), '{"q": "Who?", "{a}": "', 'Ada."}'),
     ],
 )  # fmt: skip
 def test_a_record_becomes_a_prompt_and_what_is_learned(formatting, prompt, answer):
@@ -43,7 +43,9 @@ def test_a_context_may_be_empty_or_absent_but_a_question_may_not():
     for record in ({"q": "x", "a": "y"}, {"q": "x", "a": "y", "input": None}, {"q": "x", "a": "y", "input": ""}):
         assert formatter.fault(record, formatter.fields) is None
         assert formatter.split(record) == ("|x|", "y")
-    assert formatter.fault({"q": "x", "a": "y", "input": 3}, formatter.fields) == "field 'input' holds int, not a string"
+    assert (
+        formatter.fault({"q": "x", "a": "y", "input": 3}, formatter.fields) == "field 'input' holds int, not a string"
+    )
     assert formatter.fault({"q": " ", "a": "y"}, formatter.fields) == "field 'q' is empty"
     assert "its fields are: q" in str(formatter.fault({"q": "x"}, formatter.fields))
 
