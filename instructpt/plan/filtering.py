@@ -41,6 +41,7 @@ def _contamination(wanted: Decontamination) -> str:
 
 def _pairs(filters: Filters) -> tuple[str, ...]:
     similar = "" if filters.question_similarity is None else f" (from similarity {filters.question_similarity:g} on)"
+    gain = filters.min_likelihood_gain
     wanted = {
         f"duplicate questions of a {filters.question_scope}{similar}": filters.deduplicate_questions,
         f"questions outside {_range(filters.min_question_characters, filters.max_question_characters)}": True,
@@ -49,6 +50,8 @@ def _pairs(filters: Filters) -> tuple[str, ...]:
         f"languages other than {', '.join(filters.languages)}": bool(filters.languages),
         "answers that share no word with their document": filters.require_grounded_answers,
         f"answers grounded to less than {filters.min_groundedness:.0%}": filters.min_groundedness > 0,
+        f"answers that gain less than {gain or 0:g} bits a token from their document": gain is not None,
+        "" if filters.judge is None else f"answers that {filters.judge.model} finds unsupported": bool(filters.judge),
         "" if filters.decontaminate is None else _contamination(filters.decontaminate): bool(filters.decontaminate),
         f"plug-ins {', '.join(filters.plugins)}": bool(filters.plugins),
     }

@@ -18,7 +18,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 
 from instructpt.api.v1alpha1.synthesisjob import Engine as EngineSpec
 from instructpt.api.v1alpha1.synthesisjob import Sampling
-from instructpt.errors import EnvironmentNotReadyError, SynthesisError
+from instructpt.errors import ConfigError, EnvironmentNotReadyError, SynthesisError
 from instructpt.synthesis.registry import Registry
 from instructpt.synthesis.tokenization import PromptTokenizer
 
@@ -66,6 +66,24 @@ class Completion:
     finish_reason: FinishReason
     attempts: int = 1
     cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest:
+    """A prompt and a continuation whose probability is asked for.
+
+    Attributes:
+        prompt_ids: The prompt, as token ids; not empty, nothing is added to it.
+        continuation_ids: What follows it; not empty.
+    """
+
+    prompt_ids: tuple[int, ...]
+    continuation_ids: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Of prompt and continuation together; an engine needs room for one more."""
+        return len(self.prompt_ids) + len(self.continuation_ids)
 
 
 class RequestFailedError(SynthesisError):
@@ -123,6 +141,19 @@ class Engine(Protocol):
             EnvironmentNotReadyError: The engine is gone.
         """
 
+    @property
+    def can_score(self) -> bool:
+        """Whether :meth:`score` works; known once the engine is open."""
+
+    async def score(self, request: ScoreRequest) -> tuple[float, ...]:
+        """Natural logarithm of the probability of each token of a continuation, given all before it.
+
+        Raises:
+            SynthesisError: This request failed; ``retryable`` says whether the same one may succeed later.
+            EnvironmentNotReadyError: The engine is gone.
+            ConfigError: This engine cannot score.
+        """
+
     async def close(self) -> None:
         """Give back processes, memory and connections; closing twice is harmless."""
 
@@ -145,6 +176,7 @@ class BaseEngine:
     """
 
     deterministic = False
+    can_score = False
     cache_tokens: int | None = None
 
     def __init__(self, tokenizer: PromptTokenizer, context_window: int, default_concurrency: int) -> None:
@@ -158,6 +190,14 @@ class BaseEngine:
 
     async def check_health(self) -> None:
         """Nothing to look at."""
+
+    async def score(self, request: ScoreRequest) -> tuple[float, ...]:
+        """Cannot score.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{type(self).__name__} gives no probabilities of a text", field="engine.name")
 
     async def close(self) -> None:
         """Nothing to give back."""

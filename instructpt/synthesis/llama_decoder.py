@@ -10,7 +10,7 @@ attention (arXiv 2305.13245), as put together in Llama (arXiv 2302.13971).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,20 +92,36 @@ class LlamaDecoder:
         """Read a prompt into the next lane; logits of its first completed token, shape (vocabulary,)."""
         lane, count = len(self._positions), len(ids)
         self._reserve(count)
+
+        def keep(index: int, key: Tensor, value: Tensor) -> None:
+            self._keys[index][lane, :, :count] = key.transpose(0, 1)
+            self._values[index][lane, :, :count] = value.transpose(0, 1)
+
+        x = self._read(ids, keep)
+        self._positions.append(count)
+        return self._logits(x[-1:])[0]
+
+    @torch.inference_mode()
+    def score(self, ids: Sequence[int], first: int) -> Tensor:
+        """Log-probabilities of ``ids[first:]``, each given all ids before it; no lane is used."""
+        logits = self._logits(self._read(ids, lambda index, key, value: None)[first - 1 : -1])
+        return log_probabilities(logits, ids[first:])
+
+    def _read(self, ids: Sequence[int], keep: Callable[[int, Tensor, Tensor], None]) -> Tensor:
+        """The residual stream (n, hidden) of a text; ``keep`` gets keys and values (n, heads, size) of each layer."""
+        count = len(ids)
         x = F.embedding(torch.tensor(ids, device=self._embedding.device), self._embedding)
         cosine, sine = self._cosine[:count, None], self._sine[:count, None]
         group = self._heads // self._kv_heads
         for index, layer in enumerate(self._layers):
             query, key, value = self._project(x, layer, cosine, sine)
-            self._keys[index][lane, :, :count] = key.transpose(0, 1)
-            self._values[index][lane, :, :count] = value.transpose(0, 1)
+            keep(index, key, value)
             wide_key, wide_value = (part.repeat_interleave(group, dim=1).transpose(0, 1) for part in (key, value))
             mixed = F.scaled_dot_product_attention(
                 query.transpose(0, 1)[None], wide_key[None], wide_value[None], is_causal=True
             )
             x = self._mix(x, mixed[0].transpose(0, 1).reshape(count, -1), layer)
-        self._positions.append(count)
-        return self._logits(x[-1:])[0]
+        return x
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
@@ -176,6 +192,12 @@ class LlamaDecoder:
             for old, grown in zip(caches, new, strict=False):
                 grown[:, :, : old.shape[2]] = old
             caches[:] = new
+
+
+def log_probabilities(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Log-probability of each id by its own row of logits, shape (ids, vocabulary); in fp32."""
+    chosen = torch.tensor(list(ids), device=logits.device)
+    return logits.float().log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0]
 
 
 def _weights(layer: Any) -> _Layer:

@@ -102,6 +102,9 @@ class Profile(Protocol):
     def render(self, chain: Sequence[Shot], document: str) -> str:
         """The prompt for ``document`` after the earlier shots of its chain."""
 
+    def lead_in(self, question: str) -> str:
+        """What a completion holds up to the answer of its first question; a space and the answer follow."""
+
     def parse(self, completion: str) -> list[Pair]:
         """The pairs of a completion."""
 
@@ -247,6 +250,10 @@ class TagProfile:
     def _pairs(self, pairs: Sequence[Pair]) -> str:
         """The pairs, joined by an empty line."""
         return "\n\n".join(map(self._pair, pairs))
+
+    def lead_in(self, question: str) -> str:
+        """The question between its tag and the answer's."""
+        return f"{self.question_tag} {self.neutralise(question)[0]} {self.answer_tag}"
 
     def _pair(self, pair: Pair) -> str:
         question, answer = self.neutralise(pair.question)[0], self.neutralise(pair.answer)[0]

@@ -15,6 +15,8 @@ _COUNTS = (
     "documents", "augmented", "raw", "dead_letters", "parsed_pairs", "pairs", "prompt_tokens", "completion_tokens",
     "retries",
 )  # fmt: skip
+# By reason: of documents that have no pairs, and of pairs that were dropped.
+_PREFIXES = ("raw_", "dead_letters_", "filtered_", "judge", "scored_", "unscored_")
 
 
 class Report:
@@ -45,7 +47,7 @@ class Report:
     def commit(self, done: int, counts: Mapping[str, int]) -> None:
         """A micro-shard was made; ``counts`` are empty where another worker's commit was first."""
         self._committed.update(counts)
-        told = [*_COUNTS, *(name for name in self._committed if name.startswith("filtered_"))]
+        told = [*_COUNTS, *(name for name in self._committed if name.startswith(_PREFIXES))]
         self._progress.update(done=done, counts={name: self._committed[name] for name in told})
         self._rates()
 

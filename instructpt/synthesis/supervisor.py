@@ -13,16 +13,18 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from instructpt.errors import ConfigError, EnvironmentNotReadyError
-from instructpt.synthesis.engine import Completion, Engine, GenerationRequest, RequestFailedError
+from instructpt.synthesis.engine import Completion, Engine, GenerationRequest, RequestFailedError, ScoreRequest
 from instructpt.synthesis.tokenization import PromptTokenizer
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 STUCK_SECONDS = "INSTRUCTPT_ENGINE_STUCK_SECONDS"
 """After so many seconds without any progress while requests wait, an engine counts as stuck."""
@@ -41,7 +43,7 @@ class _Life:
     """An engine from its start to its end."""
 
     engine: Engine
-    tasks: set[asyncio.Task[Completion]] = field(default_factory=set)
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     answered: int = 0
     progress: int = 0
     moved: float = 0.0
@@ -81,6 +83,7 @@ class SupervisedEngine:
         self.default_concurrency = 1
         self.context_window = 0
         self.deterministic = False
+        self.can_score = False
         self.cache_tokens: int | None = None
         self._tokenizer: PromptTokenizer | None = None
 
@@ -112,26 +115,33 @@ class SupervisedEngine:
             RequestFailedError: It was this request that killed the engine.
             EnvironmentNotReadyError: The engine cannot be kept alive.
         """
+        return await self._carry(lambda engine: engine.generate(request))
+
+    async def score(self, request: ScoreRequest) -> tuple[float, ...]:
+        """Log-probabilities of a continuation, by as many engines as it takes; raises as :meth:`generate` does."""
+        return await self._carry(lambda engine: engine.score(request))
+
+    async def _carry(self, ask: Callable[[Engine], Coroutine[Any, Any, _T]]) -> _T:
         deaths = 0
         while True:
             async with self._suspects if deaths >= _SUSPICIOUS else contextlib.nullcontext():
-                found = await self._attempt(request)
-            if isinstance(found, Completion):
+                found = await self._attempt(ask)
+            if not isinstance(found, EnvironmentNotReadyError):
                 return found
             deaths += 1
             if deaths > _SUSPICIOUS and self._has_answered:
                 self._fruitless = -1  # the cause is found: the next start counts from anew
                 raise RequestFailedError(f"it ended the engine {deaths} times: {found}", attempts=deaths)
 
-    async def _attempt(self, request: GenerationRequest) -> Completion | EnvironmentNotReadyError:
-        """A completion, or what ended the engine meanwhile."""
+    async def _attempt(self, ask: Callable[[Engine], Coroutine[Any, Any, _T]]) -> _T | EnvironmentNotReadyError:
+        """An answer, or what ended the engine meanwhile."""
         life = await self._ready()
         if not life.tasks:
             life.moved = self._clock()
-        task: asyncio.Task[Completion] = asyncio.ensure_future(life.engine.generate(request))
+        task: asyncio.Task[_T] = asyncio.ensure_future(ask(life.engine))
         life.tasks.add(task)
         try:
-            completion = await task
+            answer = await task
         except asyncio.CancelledError:
             ours = asyncio.current_task()
             if life.cause is None or (ours is not None and ours.cancelling()):
@@ -147,7 +157,7 @@ class SupervisedEngine:
         life.answered += 1
         life.moved = self._clock()
         self._has_answered = True
-        return completion
+        return answer
 
     def progress(self) -> int:
         """That of the engine that is alive."""
@@ -207,6 +217,8 @@ class SupervisedEngine:
         self._tokenizer = engine.tokenizer
         self.context_window, self.default_concurrency = engine.context_window, engine.default_concurrency
         self.deterministic, self.cache_tokens = engine.deterministic, engine.cache_tokens
+        # An engine of another distribution may be older than this.
+        self.can_score = bool(getattr(engine, "can_score", False))
         life = _Life(engine, progress=engine.progress(), moved=self._clock())
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())

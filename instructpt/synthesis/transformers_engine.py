@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +19,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from instructpt.errors import ConfigError, InstructPTError, SynthesisError
-from instructpt.synthesis.engine import BaseEngine, Completion, EngineSettings, FinishReason, GenerationRequest, require
+from instructpt.synthesis.engine import (
+    BaseEngine,
+    Completion,
+    EngineSettings,
+    FinishReason,
+    GenerationRequest,
+    ScoreRequest,
+    require,
+)
 from instructpt.synthesis.tokenization import PromptTokenizer, check_context, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -45,6 +54,9 @@ class Decoder(Protocol):
 
     def drop(self, lane: int) -> None:
         """Free a lane; the last lane in use moves to its place."""
+
+    def score(self, ids: Sequence[int], first: int) -> Any:
+        """Log-probabilities of ``ids[first:]``, each given all ids before it; no lane is used."""
 
 
 class ModelDecoder:
@@ -76,6 +88,15 @@ class ModelDecoder:
         self._caches[lane] = self._caches[-1]
         self._caches.pop()
 
+    def score(self, ids: Sequence[int], first: int) -> Any:
+        """Log-probabilities of ``ids[first:]``, each given all ids before it; no lane is used."""
+        from instructpt.synthesis.llama_decoder import log_probabilities
+
+        with self._torch.inference_mode():
+            tokens = self._torch.tensor([list(ids)], device=self._model.device)
+            logits = self._model(input_ids=tokens, use_cache=False).logits[0, first - 1 : -1]
+            return log_probabilities(logits, ids[first:])
+
     def _forward(self, ids: Sequence[int], cache: Any) -> Any:
         with self._torch.inference_mode():
             tokens = self._torch.tensor([list(ids)], device=self._model.device)
@@ -103,6 +124,7 @@ class TransformersEngine(BaseEngine):
     """
 
     deterministic = True
+    can_score = True
 
     def __init__(self, decoder: Decoder, tokenizer: PromptTokenizer, *, context_window: int, lanes: int) -> None:
         super().__init__(tokenizer, context_window, lanes)
@@ -130,6 +152,26 @@ class TransformersEngine(BaseEngine):
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
         return await job.answer
+
+    async def score(self, request: ScoreRequest) -> tuple[float, ...]:
+        """Log-probabilities of a continuation, in one forward pass of its own: a function of the request alone.
+
+        Raises:
+            SynthesisError: A part is empty or both are too long, or the model gave no finite number.
+        """
+        first, ids = len(request.prompt_ids), [*request.prompt_ids, *request.continuation_ids]
+        if not 0 < first < len(ids) <= self.context_window:
+            raise SynthesisError(
+                f"a prompt of {first} tokens and a text of {len(ids) - first} in a window of {self.context_window}"
+            )
+        try:
+            found = tuple(float(value) for value in self._decoder.score(ids, first))
+        # torch raises RuntimeError and its kin for anything from memory to shapes: it concerns this text alone.
+        except Exception as error:
+            raise SynthesisError(f"the model failed: {error}", retryable=True) from error
+        if not all(map(math.isfinite, found)):
+            raise SynthesisError("the model gave no finite probability")
+        return found
 
     async def close(self) -> None:
         """Stop and forget what is under way."""

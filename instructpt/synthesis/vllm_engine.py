@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, SynthesisError
@@ -21,6 +21,7 @@ from instructpt.synthesis.engine import (
     EngineSettings,
     FinishReason,
     GenerationRequest,
+    ScoreRequest,
     require,
 )
 from instructpt.synthesis.tokenization import PromptTokenizer, check_context, load_tokenizer
@@ -55,6 +56,8 @@ class VllmEngine(BaseEngine):
         context_window: Prompt and completion together, in tokens.
         concurrency: Requests in flight; None takes twice what runs at once.
     """
+
+    can_score = True
 
     def __init__(
         self, args: Mapping[str, Any], tokenizer: PromptTokenizer, *, context_window: int, concurrency: int | None
@@ -114,7 +117,6 @@ class VllmEngine(BaseEngine):
             EnvironmentNotReadyError: Its core is dead.
         """
         vllm = _vllm()
-        errors = require("vllm.v1.engine.exceptions", needed_by="engine vllm", command=INSTALL)
         kinds = require("vllm.sampling_params", needed_by="engine vllm", command=INSTALL)
         params = vllm.SamplingParams(
             max_tokens=request.max_tokens,
@@ -129,12 +131,43 @@ class VllmEngine(BaseEngine):
             detokenize=False,
             output_kind=kinds.RequestOutputKind.FINAL_ONLY,
         )
+        last = await self._ask(request.prompt_ids, params, self._priority(request.priority))
+        if not last.outputs:
+            raise SynthesisError("vLLM gave no output", retryable=True)
+        return self._completion(last.outputs[0], request, cached=int(last.num_cached_tokens or 0))
+
+    async def score(self, request: ScoreRequest) -> tuple[float, ...]:
+        """Log-probabilities of a continuation; vLLM computes them anew, whatever its prefix cache holds.
+
+        Raises:
+            SynthesisError: vLLM refuses this request, or failed on it.
+            EnvironmentNotReadyError: Its core is dead.
+        """
+        kinds = require("vllm.sampling_params", needed_by="engine vllm", command=INSTALL)
+        params = _vllm().SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=kinds.RequestOutputKind.FINAL_ONLY,
+        )
+        ids = (*request.prompt_ids, *request.continuation_ids)
+        # Before all chains: one of them waits for it with its prefix in the cache.
+        last = await self._ask(ids, params, self._priority(0))
+        given = last.prompt_logprobs or ()
+        if len(given) != len(ids):
+            raise SynthesisError(f"vLLM gave {len(given)} log-probabilities for {len(ids)} tokens", retryable=True)
+        return tuple(float(given[at][ids[at]].logprob) for at in range(len(request.prompt_ids), len(ids)))
+
+    async def _ask(self, ids: Sequence[int], params: Any, priority: int) -> Any:
+        """The last output for a prompt."""
+        errors = require("vllm.v1.engine.exceptions", needed_by="engine vllm", command=INSTALL)
         # Ready for the engine as it stands: a TokensPrompt would go through vLLM's renderer and its threads.
-        prompt = {"type": "token", "prompt_token_ids": list(request.prompt_ids)}
+        prompt = {"type": "token", "prompt_token_ids": list(ids)}
         name = f"instructpt-{next(self._numbers)}"
         last: Any = None
         try:
-            async for output in self._llm.generate(prompt, params, request_id=name, priority=self._priority(request)):
+            async for output in self._llm.generate(prompt, params, request_id=name, priority=priority):
                 last = output
         except errors.EngineDeadError as error:
             raise _dead() from error
@@ -143,13 +176,13 @@ class VllmEngine(BaseEngine):
         # What it refuses comes as exceptions of several kinds, which have moved between its versions.
         except Exception as error:
             raise SynthesisError(f"vLLM refuses the request: {error}") from error
-        if last is None or not last.outputs:
+        if last is None:
             raise SynthesisError("vLLM gave no output", retryable=True)
-        return self._completion(last.outputs[0], request, cached=int(last.num_cached_tokens or 0))
+        return last
 
-    def _priority(self, request: GenerationRequest) -> int:
+    def _priority(self, wanted: int) -> int:
         """VLLM refuses a priority unless it schedules by priority, which a spec may have turned off."""
-        return request.priority if self._args.get("scheduling_policy") == _BY_PRIORITY else 0
+        return wanted if self._args.get("scheduling_policy") == _BY_PRIORITY else 0
 
     def _completion(self, output: Any, request: GenerationRequest, *, cached: int) -> Completion:
         ids = tuple(int(token) for token in output.token_ids)

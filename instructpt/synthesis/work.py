@@ -118,6 +118,7 @@ class Work:
             wire.pop(name, None)
         for name in ("endpoint", "resources"):
             wire.get("engine", {}).pop(name, None)
+        wire["filters"].get("judge", {}).pop("endpoint", None)
         for one in wire["filters"].get("decontaminate", {}).get("sets", ()):
             for name in ("endpoint", "region", "secretRef"):
                 one.pop(name, None)

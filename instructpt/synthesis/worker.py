@@ -24,6 +24,9 @@ from instructpt.synthesis.engine import Engine, load_libraries, open_engine
 from instructpt.synthesis.engine import registry as engines
 from instructpt.synthesis.finalize import finalize
 from instructpt.synthesis.fruitless import FruitlessGuard
+from instructpt.synthesis.judge import ServerJudge
+from instructpt.synthesis.judges import PairJudge
+from instructpt.synthesis.likelihood import LikelihoodJudge
 from instructpt.synthesis.report import Report
 from instructpt.synthesis.shardsource import LedgerShards
 from instructpt.synthesis.stream import Room, Stream
@@ -116,8 +119,10 @@ async def _until_stopped(work: Work, ledger: Ledger, model: Path | None, report:
 
 async def _work(work: Work, ledger: Ledger, model: Path | None, report: Report, ctx: WorkerContext) -> None:
     if model is None:
-        async with _shards(work, ledger, None, report, ctx, None) as shards:
-            await Stream(shards, RuleWriter(recipe=work.recipe), lanes=1, observe=report.document).run()
+        async with _judge(work) as judges, _shards(work, ledger, None, report, ctx, None) as shards:
+            lanes = work.run.settings.filters.judge.concurrency if work.run.settings.filters.judge else 1
+            writer = RuleWriter(recipe=work.recipe, judges=judges)
+            await Stream(shards, writer, lanes=lanes, observe=report.document).run()
         return
 
     def start() -> Engine:
@@ -132,10 +137,17 @@ async def _work(work: Work, ledger: Ledger, model: Path | None, report: Report, 
         report.document(outcome)
         guard.document(outcome)
 
-    async with SupervisedEngine(start) as engine, _shards(work, ledger, model, report, ctx, engine) as shards:
+    async with (
+        _judge(work) as judges,
+        SupervisedEngine(start) as engine,
+        _shards(work, ledger, model, report, ctx, engine) as shards,
+    ):
+        min_gain = work.run.settings.filters.min_likelihood_gain
+        if min_gain is not None:
+            judges = (LikelihoodJudge(engine, work.recipe.profile, min_gain), *judges)
         stream = Stream(
             shards,
-            ModelWriter(recipe=work.recipe, engine=engine),
+            ModelWriter(recipe=work.recipe, engine=engine, judges=judges),
             lanes=work.run.settings.engine.concurrency or engine.default_concurrency,
             apart=engine.deterministic,
             # An answer at its longest, and a document about as long.
@@ -144,6 +156,17 @@ async def _work(work: Work, ledger: Ledger, model: Path | None, report: Report, 
         )
         report.watch(lambda: {"chains_in_flight": stream.num_live, "engine_restarts": engine.restarts})
         await stream.run()
+
+
+@contextlib.asynccontextmanager
+async def _judge(work: Work) -> AsyncIterator[tuple[PairJudge, ...]]:
+    """The judge on a server, where the spec names one."""
+    spec = work.run.settings.filters.judge
+    if spec is None:
+        yield ()
+        return
+    async with ServerJudge(spec) as judge:
+        yield (judge,)
 
 
 @contextlib.asynccontextmanager

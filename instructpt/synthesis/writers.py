@@ -16,9 +16,10 @@ from instructpt.corpus.augmented import Verdict
 from instructpt.corpus.contamination import EvaluationNgrams
 from instructpt.corpus.document import Document
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, InstructPTError
-from instructpt.synthesis import chains, filters, mined
+from instructpt.synthesis import chains, filters, judges, mined
 from instructpt.synthesis.chains import Step
 from instructpt.synthesis.engine import Completion, Engine, GenerationRequest, RequestFailedError
+from instructpt.synthesis.judges import JUDGE_ERROR, PairJudge
 from instructpt.synthesis.model import Pair, Shot
 from instructpt.synthesis.profiles import Profile
 from instructpt.synthesis.prompts import ChainPrompts
@@ -113,6 +114,7 @@ class RuleWriter:
     """Strategies of rules, such as ``mined``. A chain ends where its text would exceed the context, by estimate."""
 
     recipe: Recipe
+    judges: Sequence[PairJudge] = ()
 
     def open(self, priority: int) -> ChainWriter:
         """Rules have no state."""
@@ -138,7 +140,9 @@ class RuleWriter:
             log.warning("the rules failed on document %s: %s: %s", document.id, type(error).__name__, error)
             return Outcome(verdict="dead-letter", reason=RULE_ERROR, afresh=afresh, attempts=1)
         families = {profile.neutralise(one.pair.question)[0]: one.family for one in reversed(found)}
-        pairs = keep([one.pair for one in found], document.text, self.recipe, counts)
+        pairs = await keep([one.pair for one in found], document.text, self.recipe, counts, self.judges)
+        if pairs is None:
+            return Outcome(verdict="dead-letter", reason=JUDGE_ERROR, afresh=afresh, attempts=1)
         add_reasons(counts, "mined", Counter(families[pair.question] for pair in pairs))
         if not pairs:
             return Outcome(verdict="raw", reason=chains.NO_PAIRS, afresh=afresh)
@@ -151,6 +155,7 @@ class ModelWriter:
 
     recipe: Recipe
     engine: Engine
+    judges: Sequence[PairJudge] = ()
 
     def open(self, priority: int) -> ChainWriter:
         """A writer that remembers what the engine has seen of its chain."""
@@ -158,7 +163,9 @@ class ModelWriter:
         prompts = ChainPrompts(
             self.engine.tokenizer, eos=profile.eos, add_special_tokens=profile.bos_policy == "reference"
         )
-        return _ModelChain(recipe=self.recipe, engine=self.engine, prompts=prompts, priority=priority)
+        return _ModelChain(
+            recipe=self.recipe, engine=self.engine, judges=self.judges, prompts=prompts, priority=priority
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +174,7 @@ class _ModelChain:
 
     recipe: Recipe
     engine: Engine
+    judges: Sequence[PairJudge]
     prompts: ChainPrompts
     priority: int
 
@@ -202,11 +210,12 @@ class _ModelChain:
         report = profile.parse_report(completion.text)
         counts["pieces"] += report.pieces
         add_reasons(counts, "unparsed", report.dropped_by_reason)
-        pairs = keep(report.pairs, document.text, self.recipe, counts)
+        pairs = await keep(report.pairs, document.text, self.recipe, counts, self.judges)
+        verdict, reason = _verdict(pairs)
         return Outcome(
-            pairs=pairs,
-            verdict="augmented" if pairs else "raw",
-            reason="" if pairs else chains.NO_PAIRS,
+            pairs=pairs or (),
+            verdict=verdict,
+            reason=reason,
             afresh=afresh,
             attempts=attempts,
             prompt_tokens=len(ids),
@@ -260,8 +269,32 @@ class _ModelChain:
         return step, encoded.get(step.prompt, ())
 
 
-def keep(found: Iterable[Pair], document: str, recipe: Recipe, counts: Counter[str]) -> tuple[Pair, ...]:
-    """The pairs that the filters let through, tags neutralised; the dropped are counted by reason."""
+def _verdict(pairs: tuple[Pair, ...] | None) -> tuple[Verdict, str]:
+    """Verdict and reason of a document whose completion was parsed."""
+    if pairs is None:
+        return "dead-letter", JUDGE_ERROR
+    return ("augmented", "") if pairs else ("raw", chains.NO_PAIRS)
+
+
+async def keep(
+    found: Iterable[Pair], document: str, recipe: Recipe, counts: Counter[str], asked: Sequence[PairJudge] = ()
+) -> tuple[Pair, ...] | None:
+    """The pairs that filters and judges let through, tags neutralised; None where a judge failed.
+
+    The dropped are counted by reason.
+    """
+    kept = _filtered(found, document, recipe, counts)
+    if not asked or not kept:
+        return kept
+    result = await judges.judge(kept, asked, document, counts)
+    if result is None:
+        add_reasons(counts, "filtered", {JUDGE_ERROR: len(kept)})
+        return None
+    add_reasons(counts, "filtered", result.dropped_by_reason)
+    return result.kept
+
+
+def _filtered(found: Iterable[Pair], document: str, recipe: Recipe, counts: Counter[str]) -> tuple[Pair, ...]:
     result = filters.apply(found, recipe.filter_settings, document)
     counts["parsed_pairs"] += result.num_pairs
     add_reasons(counts, "filtered", result.dropped_by_reason)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from instructpt.api.base import ApiModel, Rule, Share
+from instructpt.api.base import ApiModel, Rule, Share, Url
 from instructpt.api.v1alpha1.decontamination import Decontamination
 
 Language = Literal[
@@ -21,6 +21,20 @@ Languages = Annotated[
 ]
 
 PluginName = Annotated[str, Field(max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+
+
+class Judge(ApiModel):
+    """A chat model, served with OpenAI's HTTP interface, that says whether a document supports an answer."""
+
+    endpoint: Annotated[Url, Field(description="Base URL of the judge's server, ending in /v1.")]
+    model: Annotated[str, Field(min_length=1, max_length=253, description="Name of the model that is served there.")]
+    concurrency: Annotated[int, Field(default=64, ge=1, le=65536, description="Pairs judged at once by a worker.")] = 64
+    max_tokens: Annotated[
+        int,
+        Field(
+            default=16, ge=1, le=32768, description="Longest reply; a model that thinks before it speaks needs more."
+        ),
+    ] = 16
 
 
 class Filters(ApiModel):
@@ -85,6 +99,20 @@ class Filters(ApiModel):
             description="Drop free answers of whose content words a smaller share occurs in their document.",
         ),
     ] = 0.0
+    min_likelihood_gain: Annotated[
+        float | None,
+        Field(
+            default=None,
+            ge=-20.0,
+            le=20.0,
+            description="Drop answers that their document makes likelier by fewer bits a token than this, by the "
+            "synthesizer's own likelihood; empty turns this off.",
+        ),
+    ] = None
+    judge: Annotated[
+        Judge | None,
+        Field(default=None, description="Drop answers that, as a model says, their document does not support."),
+    ] = None
     decontaminate: Annotated[
         Decontamination | None,
         Field(default=None, description="Drop pairs that share word n-grams with evaluation sets."),

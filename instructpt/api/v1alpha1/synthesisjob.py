@@ -179,6 +179,14 @@ class SynthesisSettings(ApiModel):
         int, Field(default=60, ge=5, le=3600, description="A worker silent for this long loses its micro-shard.")
     ] = 60
     seed: Annotated[Seed, Field(default=12345, description="Seed of templates and sampling.")] = 12345
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "filters.minLikelihoodGain needs a model; engine mined has none",
+            "!(has(self.filters) && has(self.filters.minLikelihoodGain) && has(self.engine) && has(self.engine.name) "
+            "&& self.engine.name == 'mined')",
+            lambda s: s.filters.min_likelihood_gain is None or s.engine.name != "mined",
+        ),
+    )
 
 
 class SynthesisJobSpec(SynthesisSettings, RunPolicy):

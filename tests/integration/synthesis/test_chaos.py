@@ -22,11 +22,12 @@ from instructpt.api.runspec import ResolvedInput, RunSpec
 from instructpt.corpus.shards import iter_augmented, iter_corpus
 from instructpt.storage import open_store
 from instructpt.synthesis import worker
-from instructpt.synthesis.openai_engine import KEY
+from instructpt.synthesis.openai_engine import KEY as API_KEY
 from instructpt.synthesis.tokenization import load_tokenizer
 
 DOCUMENTS = 90
 WORKERS = 2
+KEY = API_KEY.variable
 KILLS_AT = (12, 40, 70)
 """Completions after which a worker is killed."""
 

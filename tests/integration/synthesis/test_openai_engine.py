@@ -19,9 +19,9 @@ from pydantic import ValidationError
 
 from instructpt.api.v1alpha1.synthesisjob import Engine, Sampling
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, SynthesisError
-from instructpt.synthesis import openai_engine
+from instructpt.synthesis import openai_client
 from instructpt.synthesis.engine import Completion, GenerationRequest, RequestFailedError, open_engine
-from instructpt.synthesis.openai_engine import OpenAIEngine
+from instructpt.synthesis.openai_engine import KEY, OpenAIEngine
 
 SAMPLING = Sampling(context_window=256, max_tokens=60)
 
@@ -128,15 +128,15 @@ def test_the_server_is_waited_for_as_long_as_it_asks(folder: Path, monkeypatch: 
         slept.append(seconds)
         await real(0)
 
-    monkeypatch.setattr(openai_engine.asyncio, "sleep", sleep)
+    monkeypatch.setattr(openai_client.asyncio, "sleep", sleep)
     found, _ = play(lambda n, body: completion() if n == 2 else (429, "", {"retry-after": "7"}), folder, once)
     assert found.attempts == 2
     assert [seconds for seconds in slept if seconds][0] >= 7
-    assert openai_engine._retry_after({"retry-after": "86400"}) == openai_engine.MAX_WAIT_SECONDS
+    assert openai_client._retry_after({"retry-after": "86400"}) == openai_client.MAX_WAIT_SECONDS
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30)
-    assert 25 < openai_engine._retry_after({"retry-after": email.utils.format_datetime(soon, usegmt=True)}) <= 30
-    assert openai_engine._retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert openai_engine._retry_after({"retry-after": "soon"}) == 0
+    assert 25 < openai_client._retry_after({"retry-after": email.utils.format_datetime(soon, usegmt=True)}) <= 30
+    assert openai_client._retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert openai_client._retry_after({"retry-after": "soon"}) == 0
 
 
 def test_a_request_that_always_fails_fails_alone(folder: Path) -> None:
@@ -232,12 +232,12 @@ def test_the_key_is_sent_and_never_shown(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv(openai_engine.KEY, "from-environment")
+    monkeypatch.setenv(KEY.variable, "from-environment")
     _, server = play(lambda n, body: completion(), folder, once)
     assert server.headers[-1]["authorization"] == "Bearer from-environment"
     path = tmp_path / "key"
     path.write_text("from-file\n")
-    monkeypatch.setenv(openai_engine.KEY_FILE, str(path))
+    monkeypatch.setenv(KEY.file_variable, str(path))
 
     async def scene(server: Server, engine: OpenAIEngine) -> None:
         with pytest.raises(ConfigError) as caught:
@@ -249,8 +249,8 @@ def test_the_key_is_sent_and_never_shown(
     assert "from-environment" not in caplog.text
     assert "from-file" not in caplog.text
     path.unlink()
-    with pytest.raises(ConfigError, match=openai_engine.KEY_FILE):
-        openai_engine._api_key()
+    with pytest.raises(ConfigError, match=KEY.file_variable):
+        KEY.read()
 
 
 @pytest.mark.parametrize(
