@@ -133,6 +133,7 @@ def _marked(node: dict[str, Any], defs: dict[str, Any], path: str) -> Iterator[t
 # Fields without which a section is refused for another reason.
 _NEEDED: dict[str, dict[str, Any]] = {
     "arms": {"name": "a"},
+    "judge": {"servedModel": "m"},
     "models": {"name": "instruct"},
     "prepared": {"uri": "/x"},
     "sets": {"uri": "/x"},
@@ -188,6 +189,13 @@ CASES = (
         "SynthesisJob",
         {"filters__minAnswerCharacters": 9, "filters__maxAnswerCharacters": 9},
         {"filters__minAnswerCharacters": 9, "filters__maxAnswerCharacters": 8},
+    ),
+    Case(
+        "SynthesisSettings",
+        "minLikelihoodGain needs a model",
+        "SynthesisJob",
+        {"filters__minLikelihoodGain": 0.5},
+        {"filters__minLikelihoodGain": 0.5, "strategy": "mined", "engine": {"name": "mined"}, "synthesizer": ...},
     ),
     Case("ModelInit", "ref must name", "TrainingJob", {"init": {"ref": TRAINED}}, {"init": {"ref": REF}}),
     Case(

@@ -51,7 +51,9 @@ def _pairs(filters: Filters) -> tuple[str, ...]:
         "answers that share no word with their document": filters.require_grounded_answers,
         f"answers grounded to less than {filters.min_groundedness:.0%}": filters.min_groundedness > 0,
         f"answers that gain less than {gain or 0:g} bits a token from their document": gain is not None,
-        "" if filters.judge is None else f"answers that {filters.judge.model} finds unsupported": bool(filters.judge),
+        "" if filters.judge is None else f"answers that {filters.judge.served_model} finds unsupported": bool(
+            filters.judge
+        ),
         "" if filters.decontaminate is None else _contamination(filters.decontaminate): bool(filters.decontaminate),
         f"plug-ins {', '.join(filters.plugins)}": bool(filters.plugins),
     }

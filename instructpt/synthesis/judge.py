@@ -44,7 +44,7 @@ class ServerJudge:
         self._client = OpenAIClient(
             spec.endpoint,
             field="filters.judge.endpoint",
-            model_field="filters.judge.model",
+            model_field="filters.judge.servedModel",
             key=KEY,
             connections=spec.concurrency,
             backoff_seconds=backoff_seconds,
@@ -73,11 +73,11 @@ class ServerJudge:
             raise
         except (KeyError, TypeError, AttributeError, RequestFailedError):
             return
-        if served and self._spec.model not in served:
+        if served and self._spec.served_model not in served:
             raise ConfigError(
                 "the judge's server does not have this model",
-                field="filters.judge.model",
-                value=self._spec.model,
+                field="filters.judge.servedModel",
+                value=self._spec.served_model,
                 fix=f"it has {', '.join(served[:5])}",
             )
 
@@ -110,7 +110,7 @@ class ServerJudge:
     def _body(self, pair: Pair, document: str) -> dict[str, Any]:
         shown = f"Document:\n{document}\n\nQuestion:\n{pair.question}\n\nAnswer:\n{pair.answer}"
         return {
-            "model": self._spec.model,
+            "model": self._spec.served_model,
             "messages": [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": shown}],
             "max_tokens": self._spec.max_tokens,
             "temperature": 0.0,

@@ -27,7 +27,9 @@ class Judge(ApiModel):
     """A chat model, served with OpenAI's HTTP interface, that says whether a document supports an answer."""
 
     endpoint: Annotated[Url, Field(description="Base URL of the judge's server, ending in /v1.")]
-    model: Annotated[str, Field(min_length=1, max_length=253, description="Name of the model that is served there.")]
+    served_model: Annotated[
+        str, Field(min_length=1, max_length=253, description="Name of the model that is served there.")
+    ]
     concurrency: Annotated[int, Field(default=64, ge=1, le=65536, description="Pairs judged at once by a worker.")] = 64
     max_tokens: Annotated[
         int,

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from instructpt.api.v1alpha1.synthesisjob import Engine, Sampling
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, SynthesisError
 from instructpt.synthesis import openai_client
-from instructpt.synthesis.engine import Completion, GenerationRequest, RequestFailedError, open_engine
+from instructpt.synthesis.engine import Completion, GenerationRequest, RequestFailedError, ScoreRequest, open_engine
 from instructpt.synthesis.openai_engine import KEY, OpenAIEngine
 
 SAMPLING = Sampling(context_window=256, max_tokens=60)
@@ -102,6 +102,38 @@ def test_a_vllm_says_which_tokens_it_gave(folder: Path) -> None:
     wanted = {"stop_token_ids": [1], "ignore_eos": True, "skip_special_tokens": False, "return_token_ids": True}
     assert {name: body[name] for name in wanted} == wanted
     assert "stop" not in body
+
+
+def priced(number: int, body: dict[str, Any]) -> Answer:
+    """What a vLLM says of a prompt's tokens: nothing of the first, of others also the likeliest one."""
+    costs = [None, *({str(token): {"logprob": -token / 100}, "0": {"logprob": 0.0}} for token in body["prompt"][1:])]
+    return completion(prompt_logprobs=costs)
+
+
+def test_a_vllm_says_how_likely_a_text_is(folder: Path) -> None:
+    asked = ScoreRequest(prompt_ids=(5, 6), continuation_ids=(7, 8))
+
+    async def scene(server: Server, engine: OpenAIEngine) -> tuple[bool, tuple[float, ...], Server]:
+        return engine.can_score, await engine.score(asked), server
+
+    can, found, server = play(priced, folder, scene, owner="vllm")
+    assert (can, found) == (True, (-0.07, -0.08))
+    assert {k: server.asked[0][k] for k in ("prompt", "prompt_logprobs", "max_tokens", "temperature")} == {
+        "prompt": [5, 6, 7, 8],
+        "prompt_logprobs": 0,
+        "max_tokens": 1,
+        "temperature": 0.0,
+    }
+    with pytest.raises(RequestFailedError, match="gave no log-probabilities"):
+        play(lambda n, body: completion(), folder, scene, owner="vllm")
+
+
+@pytest.mark.parametrize("server", [{}, {"owner": "vllm", "prompt": "text"}])
+def test_other_servers_cannot(folder: Path, server: dict[str, str]) -> None:
+    async def scene(_: Server, engine: OpenAIEngine) -> bool:
+        return engine.can_score
+
+    assert play(priced, folder, scene, **server) is False
 
 
 def test_a_server_that_takes_no_ids_gets_text(folder: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel  # no
 from instructpt.api.v1alpha1.synthesisjob import Engine, Sampling  # noqa: E402
 from instructpt.errors import ConfigError, SynthesisError  # noqa: E402
 from instructpt.synthesis import llama_decoder  # noqa: E402
-from instructpt.synthesis.engine import Completion, GenerationRequest, open_engine  # noqa: E402
+from instructpt.synthesis.engine import Completion, GenerationRequest, ScoreRequest, open_engine  # noqa: E402
 from instructpt.synthesis.llama_decoder import LlamaDecoder  # noqa: E402
 from instructpt.synthesis.transformers_engine import ModelDecoder, TransformersEngine  # noqa: E402
 
@@ -135,6 +135,23 @@ def test_the_fast_decoder_agrees_with_the_model(tmp_path: Path, shape: dict[str,
         assert torch.allclose(got, wanted, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_score_of_a_text_is_the_models_own(random_model: Path, fast: bool) -> None:
+    engine = start(random_model)
+    model = AutoModelForCausalLM.from_pretrained(random_model, dtype=torch.float32).eval()
+    if fast:
+        assert isinstance(engine._decoder, LlamaDecoder)
+    else:
+        engine._decoder = ModelDecoder(model)
+    for request in requests(4):
+        ids, first = request.prompt_ids + (7, 8, 9), len(request.prompt_ids)
+        asked = ScoreRequest(prompt_ids=request.prompt_ids, continuation_ids=ids[first:])
+        with torch.inference_mode():
+            shares = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        wanted = [float(shares[at - 1, ids[at]]) for at in range(first, len(ids))]
+        assert asyncio.run(engine.score(asked)) == pytest.approx(wanted, abs=1e-3)
+
+
 def test_a_decoder_that_disagrees_is_noticed(tmp_path: Path) -> None:
     support.make_model(tmp_path, tokenizer=False, initializer_range=0.3)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
@@ -206,6 +223,8 @@ def test_a_model_of_no_numbers_fails_its_requests(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(SynthesisError, match="no finite logits"):
         ask(tmp_path, requests(1))
+    with pytest.raises(SynthesisError, match="no finite probability"):
+        asyncio.run(start(tmp_path).score(ScoreRequest(prompt_ids=(5,), continuation_ids=(6,))))
 
 
 def test_a_window_beyond_the_model_is_refused(random_model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes.util
 import importlib.util
 import json
@@ -17,7 +18,7 @@ from instructpt.api.runspec import ResolvedInput, RunSpec
 from instructpt.api.v1alpha1.synthesisjob import Engine, Sampling
 from instructpt.corpus.shards import iter_augmented
 from instructpt.errors import ConfigError
-from instructpt.synthesis.engine import open_engine
+from instructpt.synthesis.engine import ScoreRequest, open_engine
 
 pytestmark = [
     pytest.mark.vllm,
@@ -34,7 +35,7 @@ import asyncio, json, sys
 from pathlib import Path
 from instructpt.api.v1alpha1.synthesisjob import Engine, Sampling
 from instructpt.errors import EnvironmentNotReadyError, SynthesisError
-from instructpt.synthesis.engine import GenerationRequest, open_engine
+from instructpt.synthesis.engine import GenerationRequest, ScoreRequest, open_engine
 
 async def main():
     sampling = Sampling(context_window=256, max_tokens=60)
@@ -45,7 +46,10 @@ async def main():
         asked = [GenerationRequest(prompt_ids=ids, max_tokens=n, stop_ids=stop) for n in (60, 60, 5)]
         asked += [GenerationRequest(prompt_ids=(), max_tokens=5), GenerationRequest(prompt_ids=ids * 30, max_tokens=5)]
         found = await asyncio.gather(*map(engine.generate, asked), return_exceptions=True)
+        text = tuple(engine.tokenizer.encode("<QUE> x"))
+        score = await engine.score(ScoreRequest(prompt_ids=ids, continuation_ids=text))
         print(json.dumps({
+            "score": score, "ids": ids,
             "texts": [c.text for c in found[:3]], "reasons": [c.finish_reason for c in found[:3]],
             "stopped": [c.token_ids[-1] in stop for c in found[:3]], "lengths": [len(c.token_ids) for c in found[:3]],
             "errors": [type(e).__name__ for e in found[3:]], "concurrency": engine.default_concurrency,
@@ -59,6 +63,18 @@ async def main():
 if __name__ == "__main__":
     asyncio.run(main())
 """
+
+
+def scored_by_transformers(folder: Path, prompt: list[int]) -> list[float]:
+    """What the same weights in fp32 say of the same text; vLLM computes in bf16."""
+
+    async def main() -> tuple[float, ...]:
+        sampling = Sampling(context_window=256, max_tokens=60)
+        async with open_engine("transformers", folder, Engine(name="transformers"), sampling) as engine:
+            ids = tuple(engine.tokenizer.encode("<QUE> x"))
+            return await engine.score(ScoreRequest(prompt_ids=tuple(prompt), continuation_ids=ids))
+
+    return list(asyncio.run(main()))
 
 
 def test_vllm_completes_refuses_and_dies_as_the_protocol_says(tmp_path: Path, synthesizer: Path) -> None:
@@ -77,6 +93,7 @@ def test_vllm_completes_refuses_and_dies_as_the_protocol_says(tmp_path: Path, sy
     assert support.GOOD.startswith(found["texts"][2])
     assert found["errors"] == ["SynthesisError", "SynthesisError"]
     assert found["concurrency"] == 8
+    assert found["score"] == pytest.approx(scored_by_transformers(synthesizer, found["ids"]), abs=0.2)
     assert "dead: " in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
 
 

@@ -15,6 +15,8 @@ EVERYTHING = {
     "languages": ["en", "de"],
     "requireGroundedAnswers": True,
     "minGroundedness": 0.5,
+    "minLikelihoodGain": 0.25,
+    "judge": {"endpoint": "http://judge:8000/v1", "servedModel": "judge-7b"},
     "decontaminate": {"sets": [{"uri": "/eval.jsonl"}, {"uri": "/more.jsonl"}], "ngram": 8, "minMatches": 2},
     "plugins": ["no-urls"],
 }
@@ -38,6 +40,8 @@ def test_everything_that_is_on_is_said() -> None:
         "languages other than en, de",
         "answers that share no word with their document",
         "answers grounded to less than 50%",
+        "answers that gain less than 0.25 bits a token from their document",
+        "answers that judge-7b finds unsupported",
         "what shares 2 runs of 8 words with 2 evaluation sets",
         "plug-ins no-urls",
     )

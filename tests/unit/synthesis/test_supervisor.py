@@ -11,7 +11,7 @@ import synthesis_support as support
 
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, SynthesisError
 from instructpt.synthesis import supervisor
-from instructpt.synthesis.engine import Completion, GenerationRequest, RequestFailedError
+from instructpt.synthesis.engine import Completion, GenerationRequest, RequestFailedError, ScoreRequest
 from instructpt.synthesis.supervisor import MAX_RESTARTS, SupervisedEngine
 
 DEAD = EnvironmentNotReadyError("core is dead", retryable=True)
@@ -77,6 +77,25 @@ def test_documents_of_a_dead_engine_are_asked_for_again_and_keep_their_attempts(
             assert engine.restarts == 1
         assert [e.closed for e in row.engines] == [1, 1]
         assert row.engines[1].asked == 5
+
+    asyncio.run(main())
+
+
+def test_a_text_is_scored_again_by_the_next_engine() -> None:
+    class Scoring(Mortal):
+        can_score = True
+
+        async def score(self, request: ScoreRequest) -> tuple[float, ...]:
+            await self.generate(REQUEST)
+            return (-1.0,)
+
+    engines = [Scoring(dies), Scoring(lives)]
+
+    async def main() -> None:
+        async with SupervisedEngine(lambda: engines.pop(0), stuck_seconds=30, backoff_seconds=0) as engine:
+            assert engine.can_score
+            assert await engine.score(ScoreRequest(prompt_ids=(3,), continuation_ids=(4,))) == (-1.0,)
+            assert engine.restarts == 1
 
     asyncio.run(main())
 
