@@ -93,7 +93,7 @@ def table(name: str, result: Mapping[str, Any]) -> str:
 
 def fit_table(result: Mapping[str, Any]) -> str:
     """What a plan says of memory, part by part, beside what was measured."""
-    parts = ("weights", "gradients", "optimizer", "activations", "logits", "overhead", "total")
+    parts = ("weights", "gradients", "optimizer", "buffers", "activations", "logits", "overhead", "total")
     lines = [
         f"| model | parameters | micro batch | ZeRO | {' | '.join(parts)} | measured | predicted / measured |",
         f"| --- | ---: | ---: | ---: | {'---: | ' * len(parts)}---: | ---: |",

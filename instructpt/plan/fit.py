@@ -1,7 +1,7 @@
 """Whether a training fits its devices: bytes a rank needs, part by part, and the time at a stated share of the peak.
 
-The states follow Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3, with what DeepSpeed 0.19 holds beside them (its
-own fp32 copy of the weights, the bucket in which gradients are reduced, the weights that stage 3 keeps gathered).
+The states follow Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3, with what DeepSpeed 0.19 holds beside them: its
+own fp32 copy of the weights, the bucket in which gradients are reduced, the weights that stage 3 keeps gathered.
 Activations are the tensors that a Llama layer of transformers keeps for its backward pass, counted one by one; nothing
 is recomputed. ``benchmarks/bench_fit.py`` compares all this with measured peaks.
 """
@@ -23,9 +23,10 @@ CHUNK_LOGITS: Mapping[Device, int] = {"cpu": 1 << 23, "gpu": 1 << 27}
 """As in training.losses (a test compares them): logits that are held at once."""
 GPU_RUNTIME_BYTES = 1_500_000_000
 """CUDA context, cuBLAS and NCCL: memory of the device that no tensor has."""
-CPU_HEAP = 1.35
-"""What the C library's heap keeps over what is in use, where tensors of some MiB come and go; fitted to
-``benchmarks/results/fit.json``."""
+CPU_HEAP = 1.4
+"""What the C library's heap keeps over what was in use at most, where tensors of less than 32 MiB come and go; fitted to
+``benchmarks/results/fit.json``. Larger ones have mappings of their own, which do not use what the heap has free: so on
+a CPU parts add up that are not needed at the same time."""
 GPU_HEAP = 1.05
 
 
@@ -83,8 +84,9 @@ class Fit:
 
     Attributes:
         weights: As the passes use them; of stage 3 a part and what is gathered.
-        gradients: Kept, and in the bucket in which they are reduced.
+        gradients: Kept over micro batches, and the fp32 share that a step is taken with.
         optimizer: fp32 weights and moments.
+        buffers: In which gradients are reduced.
         activations: Kept for the backward pass of one micro batch.
         logits: Of one piece of the loss, and the gradient of the head that the loss makes.
         overhead: Of allocator and runtime.
@@ -93,6 +95,7 @@ class Fit:
     weights: int
     gradients: int
     optimizer: int
+    buffers: int
     activations: int
     logits: int
     overhead: int
@@ -109,36 +112,50 @@ class Fit:
 
 def fit(shape: Shape, layout: Layout) -> Fit:
     """The peak of one rank."""
-    weights, gradients, optimizer = _states(shape, layout)
-    activations, logits = _activations(shape, layout), _logits(shape, layout)
-    moving = gradients + activations + logits
+    states, activations, logits = _states(shape, layout), _activations(shape, layout), _logits(shape, layout)
     if layout.device == "gpu":
-        overhead = GPU_RUNTIME_BYTES + (GPU_HEAP - 1) * (weights + optimizer + moving)
+        overhead = GPU_RUNTIME_BYTES + (GPU_HEAP - 1) * (sum(states.values()) + activations + logits)
     else:
-        overhead = (CPU_HEAP - 1) * (activations + logits)
-    parts = (weights, gradients, optimizer, activations, logits, overhead)
-    names = ("weights", "gradients", "optimizer", "activations", "logits", "overhead")
-    return Fit(**{name: round(part) for name, part in zip(names, parts, strict=True)})
+        overhead = (CPU_HEAP - 1) * (_in_heap(shape, layout) + activations + logits)
+    parts = {**states, "activations": activations, "logits": logits, "overhead": overhead}
+    return Fit(**{name: round(part) for name, part in parts.items()})
 
 
-def _states(shape: Shape, layout: Layout) -> tuple[float, float, float]:
+def _states(shape: Shape, layout: Layout) -> dict[str, float]:
     p, n, stage = float(shape.parameters), layout.ranks, layout.zero_stage
-    size = 2 if layout.precision == "bf16" else 4
+    size = _weight_bytes(layout)
     share = n if stage >= 1 else 1
-    bucket = size * (min(p, REDUCE_BUCKET) if layout.device == "cpu" else REDUCE_BUCKET)
-    moments = 8 * p / max(1, shape.hidden) if layout.adafactor else 8 * p / share
     # In fp32 stages 0 and 3 step the weights themselves.
     master = 0.0 if layout.precision == "fp32" and stage in (0, 3) else 4 * p / share
-    weights = size * p
-    if stage == 3:
-        weights = size * p / n + size * min(p, MAX_LIVE)
-    if stage == 0:
-        gradients = size * p
-    elif stage == 1:
-        gradients = size * p + (0 if layout.device == "cpu" else bucket) + 4 * p / n
-    else:
-        gradients = size * p / n + bucket + 4 * p / n
-    return weights, gradients, master + moments
+    moments = 8 * p / max(1, shape.hidden) if layout.adafactor else 8 * p / share
+    gathered = size * min(p, MAX_LIVE)
+    kept = size * p / (n if stage >= 2 else 1)
+    # Stages 0 and 3 in fp32 step with the gradients that they keep.
+    stepped = 0.0 if layout.precision == "fp32" and stage in (0, 3) else 4 * p / share
+    return {
+        "weights": size * p / n + gathered if stage == 3 else size * p,
+        "gradients": kept + stepped,
+        "optimizer": master + moments,
+        "buffers": _buffers(shape, layout),
+    }
+
+
+def _weight_bytes(layout: Layout) -> int:
+    return 2 if layout.precision == "bf16" else 4
+
+
+def _buffers(shape: Shape, layout: Layout) -> float:
+    """The bucket; of stage 3 also its copy in the order of the ranks, and the one that gloo makes of that."""
+    touched = min(shape.parameters, REDUCE_BUCKET)
+    bucket = _weight_bytes(layout) * (touched if layout.device == "cpu" else REDUCE_BUCKET)
+    copies = 0 if layout.zero_stage < 3 else 2 if layout.device == "cpu" else 1
+    return float(bucket + copies * _weight_bytes(layout) * touched)
+
+
+def _in_heap(shape: Shape, layout: Layout) -> float:
+    """Of the states what comes and goes in tensors of a layer's size: gradients, or what stage 3 gathers."""
+    whole = float(_weight_bytes(layout) * shape.parameters)
+    return whole / layout.ranks if layout.zero_stage == 2 else whole
 
 
 def _activations(shape: Shape, layout: Layout) -> float:
@@ -150,9 +167,10 @@ def _activations(shape: Shape, layout: Layout) -> float:
 
 
 def _logits(shape: Shape, layout: Layout) -> float:
+    """Logits in fp32 (and bf16), and what their logsumexp needs; the head's gradient as kept and as handed on."""
     held = min(layout.tokens * shape.vocabulary, max(CHUNK_LOGITS[layout.device], shape.vocabulary))
     head = shape.vocabulary * shape.hidden
-    return float(8 * held + (10 if layout.precision == "bf16" else 8) * head)
+    return float(16 * held + (10 if layout.precision == "bf16" else 8) * head)
 
 
 def flops_per_token(shape: Shape, length: int) -> float:

@@ -37,8 +37,9 @@ def test_states_are_those_of_the_zero_paper_and_what_deepspeed_holds_beside_them
     one, two, three = (fit(big, layout(zero_stage=stage)) for stage in (1, 2, 3))
     assert (one.weights, two.weights, three.weights) == (2 * p, 2 * p, 2 * p // 8 + 2 * p)
     assert one.optimizer == two.optimizer == three.optimizer == 12 * p // 8
-    assert one.gradients == 2 * p + bucket + 4 * p // 8
-    assert two.gradients == three.gradients == 2 * p // 8 + bucket + 4 * p // 8
+    assert one.gradients == 2 * p + 4 * p // 8
+    assert two.gradients == three.gradients == 2 * p // 8 + 4 * p // 8
+    assert (one.buffers, two.buffers, three.buffers) == (bucket, bucket, 2 * bucket)
     assert fit(big, layout(adafactor=True)).optimizer < one.optimizer
 
 
