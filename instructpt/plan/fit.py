@@ -24,9 +24,9 @@ CHUNK_LOGITS: Mapping[Device, int] = {"cpu": 1 << 23, "gpu": 1 << 27}
 GPU_RUNTIME_BYTES = 1_500_000_000
 """CUDA context, cuBLAS and NCCL: memory of the device that no tensor has."""
 CPU_HEAP = 1.4
-"""What the C library's heap keeps over what was in use at most, where tensors of less than 32 MiB come and go; fitted to
-``benchmarks/results/fit.json``. Larger ones have mappings of their own, which do not use what the heap has free: so on
-a CPU parts add up that are not needed at the same time."""
+"""What the C library's heap keeps over what was in use at most, where tensors of less than 32 MiB come and go; fitted
+to ``benchmarks/results/fit.json``. Larger ones have mappings of their own, which do not use what the heap has free: so
+on a CPU parts add up that are not needed at the same time."""
 GPU_HEAP = 1.05
 
 
