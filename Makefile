@@ -125,6 +125,10 @@ bench-train: $(DEV) ## Measure the training loop beside bare DeepSpeed and other
 bench-synthesis: $(DEV) ## Measure synthesis beside the bare engine and peers (20 min; INSTRUCTPT_REFERENCE: LMOps)
 	$(BIN)/python benchmarks/bench_synthesis.py --output benchmarks/results/synthesis.json $(ARGS)
 
+.PHONY: bench-prep
+bench-prep: $(DEV) ## Measure tokenizing and packing beside trl and seqpacker (40 min; ARGS='--megabytes 20' for 12)
+	$(BIN)/python benchmarks/bench_prep.py --output benchmarks/results/prep.json $(ARGS)
+
 .PHONY: constraints
 constraints: $(VENV)/.stamp-venv ## Resolve all versions anew on Python 3.11 and pin them (downloads several GB)
 	scratch="$$(mktemp -d)"; trap 'rm -rf "$$scratch"' EXIT; \

@@ -26,8 +26,18 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "jsonargparse==4.41.0",
         "typeshed-client==2.15.0",
     ),  # fmt: skip
+    "prep": (
+        "trl==1.16.0",
+        "datasets==5.2.0",
+        "tokenizers==0.23.3",
+        "transformers==5.19.0",
+        "Jinja2==3.1.6",
+        "seqpacker==0.1.3",
+    ),
     "datatrove": ("datatrove==0.10.1", "aiofiles==25.1.0", "aiosqlite==0.22.1"),
 }
+# Requirements that are installed without what they name themselves: trl asks for torch (5 GB), its packer does not.
+ALONE = frozenset({"trl==1.16.0"})
 
 SHARED = ("hf-trainer", "litgpt")
 """Peers that use the project's torch and transformers: what is compared are loops, not builds of torch. Their packages
@@ -53,12 +63,14 @@ def interpreter(name: str) -> Path | None:
     if name in SHARED:
         own = next((folder / "lib").glob("python*")) / "site-packages"
         (own / "project.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += [*(["--no-deps"] if name in SHARED else []), *PACKAGES[name]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        print(f"peer {name} cannot be installed and is left out:\n{done.stderr[-2000:]}", file=sys.stderr)
-        return None
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    alone = [package for package in PACKAGES[name] if name in SHARED or package in ALONE]
+    others = [package for package in PACKAGES[name] if package not in alone]
+    for command in ([*install, "--no-deps", *alone] if alone else [], [*install, *others] if others else []):
+        done = subprocess.run(command, capture_output=True, text=True, check=False) if command else None
+        if done is not None and done.returncode != 0:
+            print(f"peer {name} cannot be installed and is left out:\n{done.stderr[-2000:]}", file=sys.stderr)
+            return None
     stamp.write_text(wanted)
     return python
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 Verdict = Literal["augmented", "raw", "dead-letter"]
@@ -112,6 +113,34 @@ def read_chains(path: Path) -> Iterator[ChainRow]:
         for batch in file.iter_batches(batch_size=500):
             for row in batch.to_pylist():
                 yield _from_dict(row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainText:
+    """What of a chain a training text is made of.
+
+    Attributes:
+        text: The templated text; empty for dead letters.
+        documents: Texts of the documents that are in it, in order.
+    """
+
+    text: str
+    documents: tuple[str, ...]
+
+
+def read_texts(path: Path) -> Iterator[ChainText]:
+    """As :func:`read_chains`, several times as fast: pairs and the rest are not decoded."""
+    columns = ["text", "shots.list.element.text", "shots.list.element.verdict"]
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=500, columns=columns):
+            shots = batch.column("shots")
+            flat = shots.flatten()
+            texts = flat.field("text").to_pylist()
+            verdicts = flat.field("verdict").to_pylist()
+            ends = [0, *pc.cumulative_sum(shots.value_lengths()).to_pylist()]
+            for row, text in enumerate(batch.column("text").to_pylist()):
+                found = range(ends[row], ends[row + 1])
+                yield ChainText(text=text, documents=tuple(texts[i] for i in found if verdicts[i] != "dead-letter"))
 
 
 def _to_dict(row: ChainRow) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -27,6 +27,8 @@ from instructpt.errors import CorpusError, NotFoundError
 from instructpt.storage import open_store
 from instructpt.storage.base import Store
 from instructpt.storage.hashing import sha256_of_file, sha256_of_object, sha256_of_stream
+
+T = TypeVar("T")
 
 _KEPT = b"\0"
 _AGAIN = "inspect the corpus again, into an empty storage"
@@ -203,13 +205,27 @@ def iter_augmented(input_: ResolvedInput, *, scratch: Path | None = None) -> Ite
 def iter_augmented_shard(
     store: Store, manifest: Manifest, objects: Mapping[str, str], entry: ShardEntry, *, scratch: Path | None = None
 ) -> Iterator[ChainRow]:
-    """Chains of one shard of an augmented corpus.
+    """Chains of one shard of an augmented corpus; see :func:`read_augmented_shard`."""
+    return read_augmented_shard(store, manifest, objects, entry, read_chains, scratch=scratch)
+
+
+def read_augmented_shard(
+    store: Store,
+    manifest: Manifest,
+    objects: Mapping[str, str],
+    entry: ShardEntry,
+    read: Callable[[Path], Iterator[T]],
+    *,
+    scratch: Path | None = None,
+) -> Iterator[T]:
+    """What ``read`` makes of the file of one shard of an augmented corpus.
 
     Args:
         store: Root of the augmented corpus.
         manifest: Its manifest.
         objects: Shard id to key, from :func:`~instructpt.corpus.manifest.load_objects`.
         entry: One of its shards.
+        read: Such as :func:`~instructpt.corpus.augmented.read_chains`.
         scratch: Folder for the downloaded shard, which is removed again.
 
     Raises:
@@ -233,6 +249,6 @@ def iter_augmented_shard(
         if sha256_of_file(path) != entry.sha256:
             raise CorpusError(f"{where} ({key}) is corrupt: its bytes are not those of the manifest", fix=fix)
         try:
-            yield from read_chains(path)
+            yield from read(path)
         except (pa.ArrowException, OSError) as error:
             raise CorpusError(f"{where} ({key}) is no augmented corpus: {error}", fix=fix) from error

@@ -92,9 +92,13 @@ def _check(source: TrainSource, manifest: Manifest, sequence_length: int, tokeni
             value=sequence_length,
             fix="pack it for this length",
         )
-    if manifest.settings.get("tokenizer") != tokenizer:
+    made_with = manifest.settings.get("tokenizer")
+    if made_with != tokenizer:
         raise ConfigError(
-            "its rows were made with another tokenizer", field=field, value=source.uri, fix="pack it with the run's"
+            f"its rows were made with another tokenizer: content {made_with}, the run's is {tokenizer}",
+            field=field,
+            value=source.uri,
+            fix="pack it with the run's",
         )
 
 

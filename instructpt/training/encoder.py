@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ class TextEncoder:
     Args:
         folder: A folder in the Hugging Face layout.
 
+    Attributes:
+        vocab_size: One more than the largest id: vocabularies may leave ids out.
+
     Raises:
         ConfigError: It holds no tokenizer that can be read, or one without an end-of-sequence token.
         EnvironmentNotReadyError: The package ``tokenizers`` is missing.
@@ -28,7 +32,10 @@ class TextEncoder:
 
     def __init__(self, folder: Path) -> None:
         self._backend, special = _load(folder)
-        self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        # Saved with a tokenizer, these would cut texts or lengthen them without a word.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos = self._id(special.get("bos_token"))
         eos = self._id(special.get("eos_token"))
         if eos is None:
@@ -65,6 +72,17 @@ class TextEncoder:
     def sizes(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text of a profile, where strings of special tokens are those tokens."""
         return [len(ids) for ids in self.encode(texts, marked=True)]
+
+    def token_starts(self, text: str, characters: Sequence[int], *, marked: bool = False) -> list[int]:
+        """The first token of :meth:`encode` that begins at or after each of ``characters``, which ascend."""
+        self._backend.encode_special_tokens = not marked
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        firsts = [first for first, _ in encoded.offsets]
+        return [bisect_left(firsts, character) for character in characters]
+
+    def to_json(self) -> str:
+        """The tokenizer, as in ``tokenizer.json``."""
+        return str(self._backend.to_str())
 
 
 def _load(folder: Path) -> tuple[Any, dict[str, str]]:

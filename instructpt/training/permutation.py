@@ -15,4 +15,8 @@ def permutation(key: str, size: int) -> NDArray[np.int64]:
     """
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big")
     raw = np.random.PCG64(seed).random_raw(size) if size else np.zeros(0, dtype=np.uint64)
-    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
+    order = np.argsort(raw)  # many times as fast as a stable sort, and the same where no two values are equal
+    ordered = raw[order]
+    if bool((ordered[1:] == ordered[:-1]).any()):
+        order = np.argsort(raw, kind="stable")
+    return order.astype(np.int64, copy=False)

@@ -1,7 +1,8 @@
 """The stages ``tokenizer`` and ``pack``: text -> a tokenizer, and text -> packed token shards (protocols.md 6).
 
 ``pack`` is one task per micro-shard of the source, leased through the ledger by any number of workers. Every token that
-comes out of the tokenizer stands in exactly one row; that is checked on every shard.
+comes out of the tokenizer stands in exactly one row; that is checked on every shard. The fast tokenizer does the work
+where it is proved to give the ids of the Hugging Face tokenizer (``fastencoder``).
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from instructpt.errors import ConfigError, StorageError, TrainingError
 from instructpt.storage import Store, open_store
 from instructpt.synthesis import profiles
 from instructpt.telemetry.context import WorkerContext
+from instructpt.training import encodings
 from instructpt.training.encoder import TextEncoder
+from instructpt.training.encodings import Choice, Encodings
 from instructpt.training.files import TokenizerFolder, file_entries, tokenizer_folder
 from instructpt.training.outputs import clear, is_whole, result_key
 from instructpt.training.sources import Source, SourceShard, resolve
 from instructpt.training.taskcollection import Fitting
 from instructpt.training.tokenizer import SPECIAL_TOKENS, train_tokenizer
-from instructpt.training.tokenizing import Tokenizing
+from instructpt.training.tokenizing import Differs, Tokenizing
 from instructpt.training.tokenshards import EXTENSION, counts_of, pack_items, token_type, write_shard
 
 log = logging.getLogger(__name__)
@@ -79,7 +82,9 @@ def finalize(spec: RunSpec, ctx: WorkerContext) -> StageResult:
             ledger.sweep()
         manifest = made
     scores = {"fill": float(manifest.extra["fill"])} if "fill" in manifest.extra else {}
-    return StageResult(uri=spec.output.uri, digest=manifest.digest, counts=manifest.counts, scores=scores)
+    how = Encodings.load(output) if spec.pack is not None else None
+    counts = {**manifest.counts, **(how.counts() if how is not None else {})}
+    return StageResult(uri=spec.output.uri, digest=manifest.digest, counts=counts, scores=scores)
 
 
 def finished(spec: RunSpec, output: Store) -> Manifest | None:
@@ -218,12 +223,14 @@ def _run_pack(spec: RunSpec, output: Store, ctx: WorkerContext) -> None:
     ledger = job.ledger(ctx.worker_id)
     ctx.scratch.mkdir(parents=True, exist_ok=True)
     ctx.progress.update(done=ledger.num_committed, total=len(shards), unit="shards")
+    choice = encodings.choose(job.encoder, marked=job.section.objective == "SynthesizerTuning")
+    records: list[dict[str, Any]] = []
     for claim in ledger.claims(wait=ctx.stop.wait):
         path = ctx.scratch / f"{claim.shard}-{claim.epoch}.{EXTENSION}"
         try:
             with ledger.renewing(claim):
                 began = time.monotonic()
-                record = _pack_shard(job, shards[claim.shard], path, ctx.scratch)
+                record = _pack_shard(job, shards[claim.shard], path, ctx.scratch, choice)
                 seconds = max(1e-6, time.monotonic() - began)
             ledger.commit(claim, path, record, extension=EXTENSION)
         except BaseException:
@@ -232,22 +239,37 @@ def _run_pack(spec: RunSpec, output: Store, ctx: WorkerContext) -> None:
             raise
         finally:
             path.unlink(missing_ok=True)
-        rates = {"tokens_per_second": record["counts"]["tokens"] / seconds}
-        ctx.progress.update(done=ledger.num_committed, total=len(shards), unit="shards", rates=rates)
+        records.append({name: record[name] for name in ("counts", "encoding")})
+        ctx.progress.update(
+            done=ledger.num_committed,
+            total=len(shards),
+            unit="shards",
+            rates={"tokens_per_second": record["counts"]["tokens"] / seconds},
+            counts=Encodings.total(records).counts(),
+        )
         if ctx.stop.is_set():
             return
     ctx.progress.update(done=ledger.num_committed, total=len(shards), unit="shards")
 
 
-def _pack_shard(job: _Pack, shard: SourceShard, path: Path, scratch: Path) -> dict[str, Any]:
-    tokenizing = Tokenizing(job.encoder)
+def _pack_shard(job: _Pack, shard: SourceShard, path: Path, scratch: Path, choice: Choice) -> dict[str, Any]:
     length = job.section.sequence_length
-    fit = Fitting(size=job.encoder.sizes, length=length, counts=tokenizing.counts)
-    items = list(tokenizing.items(job.source.texts(shard, scratch, fit)))
+    while True:
+        tokenizing = Tokenizing(job.encoder, length, fast=choice.fast, seed=shard.id)
+        fit = Fitting(size=job.encoder.sizes, length=length, counts=tokenizing.counts)
+        try:
+            items = list(tokenizing.items(job.source.texts(shard, scratch, fit)))
+            break
+        except Differs as error:
+            choice.give_up(error, shard.id)
     arrays, cut = pack_items(items, length, dtype=job.dtype, seed=shard.id)
     write_shard(path, arrays, sequence_length=length)
-    counts = {**tokenizing.counts, **counts_of(arrays, length), "cut_items": cut}
-    return {"counts": counts, "texts": tokenizing.digest.hexdigest(), "tokenizer": job.tokenizer.content}
+    return {
+        "counts": {**tokenizing.counts, **counts_of(arrays, length), **cut},
+        "texts": tokenizing.digest.hexdigest(),
+        "tokenizer": job.tokenizer.content,
+        "encoding": encodings.record_of(choice, tokenizing.counts["items"], tokenizing.sampled),
+    }
 
 
 def _pack_manifest(
@@ -269,6 +291,7 @@ def _pack_manifest(
     _check(job, totals, commits)
     length = job.section.sequence_length
     tuning = job.section.objective == "SynthesizerTuning"
+    Encodings.total(commit.record for commit in commits.values()).publish(output)
     manifest = Manifest(
         kind="tokens",
         code_version=spec.code_version,
@@ -301,7 +324,8 @@ def _check(job: _Pack, totals: Counter[str], commits: dict[str, CommitRecord]) -
     tokenizers = {commit.record["tokenizer"] for commit in commits.values()}
     if tokenizers != {job.tokenizer.content}:
         raise TrainingError(
-            "shards were made with different tokenizers: the tokenizer was replaced during the run",
+            f"shards were made with different tokenizers ({', '.join(sorted(map(str, tokenizers)))}), the run's is "
+            f"{job.tokenizer.content}: the tokenizer was replaced during the run",
             fix="remove the output and pack again",
         )
 

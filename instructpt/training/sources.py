@@ -13,7 +13,7 @@ from instructpt.api.runspec import PreparedSource
 from instructpt.api.v1alpha1.corpus import Format
 from instructpt.api.v1alpha1.sourceformats import TaskCollection
 from instructpt.api.v1alpha1.trainingjob import OBJECTIVE_FORMATS, Objective
-from instructpt.corpus.augmented import ChainRow
+from instructpt.corpus.augmented import ChainRow, read_texts
 from instructpt.corpus.files import iter_files
 from instructpt.corpus.manifest import (
     MANIFEST,
@@ -24,7 +24,7 @@ from instructpt.corpus.manifest import (
     load_objects,
     parse_manifest,
 )
-from instructpt.corpus.shards import CorpusReader, iter_augmented_shard
+from instructpt.corpus.shards import CorpusReader, iter_augmented_shard, read_augmented_shard
 from instructpt.corpus.sources import SourceObject, resolve_files
 from instructpt.errors import ConfigError
 from instructpt.storage import Store, open_store
@@ -44,11 +44,14 @@ class Text:
         parts: Text, and whether the loss is taken on it.
         documents: Documents in it.
         marked: Whether strings of special tokens in it mean those tokens; BOS and EOS are then in it already.
+        starts: Characters of its only part at which the second and later documents begin, ascending, where they are
+            known: where the text may be cut if it is longer than a row.
     """
 
     parts: tuple[tuple[str, bool], ...]
     documents: int = 1
     marked: bool = False
+    starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +115,12 @@ class Source:
             for document in islice(read, shard.documents):
                 yield Text(parts=((document.text, True),))
             return
-        rows = iter_augmented_shard(self.store, self.manifest, load_objects(self.store), shard.entry, scratch=scratch)
+        objects = load_objects(self.store)
+        if self.objective != "SynthesizerTuning" and shard.documents is None:
+            chains = read_augmented_shard(self.store, self.manifest, objects, shard.entry, read_texts, scratch=scratch)
+            yield from (_chain_text(chain.text, chain.documents) for chain in chains if chain.text)
+            return
+        rows = iter_augmented_shard(self.store, self.manifest, objects, shard.entry, scratch=scratch)
         left = shard.documents
         for row in rows:
             if left is not None and left <= 0:
@@ -123,8 +131,7 @@ class Source:
     def _chain(self, row: ChainRow) -> Iterator[Text]:
         if self.objective != "SynthesizerTuning":
             if row.text:
-                documents = sum(1 for shot in row.shots if shot.verdict != "dead-letter")
-                yield Text(parts=((row.text, True),), documents=documents)
+                yield _chain_text(row.text, tuple(shot.text for shot in row.shots if shot.verdict != "dead-letter"))
             return
         shots = [
             Shot(document=s.text, pairs=tuple(make_pair(p.question, p.answer) for p in s.pairs))
@@ -176,6 +183,27 @@ class Source:
 
 def _seed(name: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{name}\0{number}".encode()).digest()[:4], "big")
+
+
+def _chain_text(text: str, documents: tuple[str, ...]) -> Text:
+    starts = document_starts(text, documents) if len(documents) > 1 else ()
+    return Text(parts=((text, True),), documents=len(documents), starts=starts)
+
+
+def document_starts(text: str, documents: Sequence[str]) -> tuple[int, ...]:
+    """Characters of a chain's text at which its second and later documents begin.
+
+    A document that does not stand in the text as it was given, at the beginning of a line, is not found and left out.
+    """
+    found: list[int] = []
+    at = 0
+    for number, document in enumerate(documents):
+        place = text.find(document, at) if number == 0 else text.find("\n" + document, at) + 1
+        if number and document and place > 0:
+            found.append(place)
+        if place > 0 or not number:
+            at = max(place, 0) + len(document)
+    return tuple(found)
 
 
 def _kind(spec: PreparedSource) -> FileKind:

@@ -11,7 +11,7 @@ tokens               u2, u4  shape (tokens,): rows one after the other, without 
 row_tokens           i8      shape (rows + 1,): row r holds ``tokens[row_tokens[r]:row_tokens[r + 1]]``
 row_segments         i8      shape (rows + 1,): row r holds segments ``row_segments[r]:row_segments[r + 1]``
 segment_tokens       i8      shape (segments + 1,): first token of each segment; attention never leaves a segment
-segment_documents    u4      shape (segments,): documents that begin in the segment; 0 where it continues a cut item
+segment_documents    u4      shape (segments,): documents that begin in the segment; 0 where it continues a cut one
 segment_items        u4      shape (segments,): place of the item in the micro-shard; absent in older shards
 row_loss             u4      shape (rows,): tokens of the row that are targets
 loss_bits            u1      shape (ceil(tokens / 8),): bit set where a token is a target; absent when all are
@@ -24,6 +24,7 @@ content gives equal bytes.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instructpt.errors import CorpusError
-from instructpt.training.packing import pack
+from instructpt.errors import ConfigError, CorpusError
+from instructpt.training.packing import Packing, pack
 
 MAGIC = b"IPTTOKS1"
 ALIGN = 64
@@ -56,11 +57,14 @@ class Item:
         tokens: Shape (tokens,), at least one.
         targets: Shape (tokens,): whether the loss is taken on a token; None takes it on all.
         documents: Documents in it: M for a chain.
+        inner: Tokens at which the second and later documents begin, ascending, as far as they are known. An item longer
+            than a row is cut there.
     """
 
     tokens: Array
     targets: NDArray[np.bool_] | None
     documents: int
+    inner: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,46 +90,108 @@ class Row:
 
 
 def token_type(vocab_size: int) -> str:
-    """The smaller of uint16 and uint32 that holds every id."""
+    """The smaller of uint16 and uint32 that holds every id.
+
+    Raises:
+        ConfigError: Neither does.
+    """
+    if vocab_size > 1 << 32:
+        raise ConfigError(
+            "token shards hold ids of at most 32 bits",
+            field="tokenizer",
+            value=f"{vocab_size} entries",
+            fix="take a tokenizer with fewer",
+        )
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
-def pack_items(items: Sequence[Item], sequence_length: int, *, dtype: str, seed: str) -> tuple[dict[str, Array], int]:
-    """Arrays of a shard, and how many items were longer than a row and cut.
+def pack_items(
+    items: Sequence[Item], sequence_length: int, *, dtype: str, seed: str
+) -> tuple[dict[str, Array], dict[str, int]]:
+    """Arrays of a shard, and what was cut.
+
+    Returns:
+        The arrays; and ``cut_items``, items longer than a row, and ``cut_documents``, documents that are longer than a
+        row on their own, or whose place in their item is not known: no other document is cut.
 
     Raises:
+        ConfigError: An id does not fit into ``dtype``.
         AssertionError: A token was lost or came twice; cannot happen, and is checked on every shard.
     """
-    lengths = np.array([len(item.tokens) for item in items], dtype=np.int64)
-    packing = pack(lengths, sequence_length, seed=seed)
-    starts, ends = packing.starts, packing.starts + packing.lengths
-    pieces = list(zip(packing.items.tolist(), starts.tolist(), ends.tolist(), strict=True))
+    lengths = np.fromiter((len(item.tokens) for item in items), dtype=np.int64, count=len(items))
+    inner = {i: item.inner for i, item in enumerate(items) if item.inner}
+    packing = pack(lengths, sequence_length, seed=seed, inner=inner)
     segment_tokens = np.concatenate(([0], np.cumsum(packing.lengths))).astype("<i8")
     arrays: dict[str, Array] = {
-        "tokens": _joined([items[i].tokens[a:b] for i, a, b in pieces], dtype),
+        "tokens": _tokens(items, packing, dtype),
         "row_segments": packing.row_pieces.astype("<i8"),
         "row_tokens": segment_tokens[packing.row_pieces],
         "segment_tokens": segment_tokens,
-        "segment_documents": np.array([items[i].documents if a == 0 else 0 for i, a, _ in pieces], dtype="<u4"),
+        "segment_documents": _documents(items, packing),
         "segment_items": packing.items.astype("<u4"),
     }
     assert len(arrays["tokens"]) == int(lengths.sum()), "packing lost or doubled tokens"
-    targets = np.ones(len(arrays["tokens"]), dtype=bool)
+    targets = _targets(items, packing, segment_tokens)
     if any(item.targets is not None for item in items):
+        arrays["loss_bits"] = np.packbits(targets, bitorder="little")
+    running = np.concatenate(([0], np.cumsum(targets)))
+    arrays["row_loss"] = np.diff(running[arrays["row_tokens"]]).astype("<u4")
+    long = np.flatnonzero(lengths > sequence_length).tolist()
+    cut = sum(_longer(int(lengths[i]), items[i].inner, sequence_length) for i in long)
+    return arrays, {"cut_items": packing.cut_items, "cut_documents": cut}
+
+
+def _longer(length: int, inner: Sequence[int], row_length: int) -> int:
+    """How many of an item's documents are longer than a row."""
+    return int(np.count_nonzero(np.diff([0, *inner, length]) > row_length))
+
+
+def _tokens(items: Sequence[Item], packing: Packing, dtype: str) -> Array:
+    """The tokens of all pieces, one after the other."""
+    if not items:
+        return np.zeros(0, dtype=dtype)
+    whole = [items[i].tokens for i in packing.items.tolist()]
+    if packing.cut_items:
+        starts = packing.starts.tolist()
+        ends = (packing.starts + packing.lengths).tolist()
+        whole = [tokens[a:b] for tokens, a, b in zip(whole, starts, ends, strict=True)]
+    tokens = np.concatenate(whole)
+    if tokens.dtype.itemsize > np.dtype(dtype).itemsize and int(tokens.max()) > np.iinfo(dtype).max:
+        raise ConfigError(
+            f"id {int(tokens.max())} does not fit into {np.dtype(dtype).name}, the type of ids in this shard",
+            field="tokenizer",
+            fix="pack again: the type follows from the tokenizer's largest id",
+        )
+    narrow: Array = tokens.astype(dtype, copy=False)
+    return narrow
+
+
+def _documents(items: Sequence[Item], packing: Packing) -> Array:
+    """How many documents begin in each piece. What is not known to begin elsewhere begins with its item."""
+    counts = np.fromiter((item.documents for item in items), dtype=np.int64, count=len(items))
+    found = np.where(packing.starts == 0, counts[packing.items] if len(items) else 0, 0)
+    for piece in np.flatnonzero(packing.starts).tolist() if packing.cut_items else ():
+        inner = items[int(packing.items[piece])].inner
+        begin = int(packing.starts[piece])
+        end = begin + int(packing.lengths[piece])
+        found[piece] = bisect_left(inner, end) - bisect_left(inner, begin)
+    moved = np.bincount(packing.items, weights=np.where(packing.starts == 0, 0, found), minlength=len(items))
+    counted: Array = (found - np.where(packing.starts == 0, moved[packing.items], 0)).astype("<u4")
+    return counted
+
+
+def _targets(items: Sequence[Item], packing: Packing, segment_tokens: Array) -> NDArray[np.bool_]:
+    """Whether the loss is taken on each token; never on the first of a piece."""
+    targets = np.ones(int(segment_tokens[-1]), dtype=bool)
+    if any(item.targets is not None for item in items):
+        ends = packing.starts + packing.lengths
+        pieces = zip(packing.items.tolist(), packing.starts.tolist(), ends.tolist(), strict=True)
         for (i, a, b), at in zip(pieces, segment_tokens[:-1].tolist(), strict=True):
             mask = items[i].targets
             if mask is not None:
                 targets[at : at + b - a] = mask[a:b]
-        targets[segment_tokens[:-1]] = False
-        arrays["loss_bits"] = np.packbits(targets, bitorder="little")
     targets[segment_tokens[:-1]] = False
-    running = np.concatenate(([0], np.cumsum(targets)))
-    arrays["row_loss"] = np.diff(running[arrays["row_tokens"]]).astype("<u4")
-    return arrays, packing.cut_items
-
-
-def _joined(parts: Sequence[Array], dtype: str) -> Array:
-    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype=dtype)
+    return targets
 
 
 def counts_of(arrays: dict[str, Array], sequence_length: int) -> dict[str, int]:
@@ -153,7 +219,7 @@ def write_shard(path: Path, arrays: dict[str, Array], *, sequence_length: int) -
     with path.open("wb") as stream:
         stream.write(MAGIC + len(header).to_bytes(8, "little") + header)
         for _, array in present:
-            stream.write(array.tobytes())
+            stream.write(array.data)
             stream.write(b"\0" * (_aligned(array.nbytes) - array.nbytes))
 
 

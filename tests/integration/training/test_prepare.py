@@ -18,7 +18,7 @@ from instructpt.errors import ConfigError, CorpusError, TrainingError
 from instructpt.storage import open_store
 from instructpt.storage.hashing import sha256_of_file
 from instructpt.telemetry.context import WorkerContext
-from instructpt.training import prepare
+from instructpt.training import encodings, prepare, tokenizing
 from instructpt.training.encoder import TextEncoder
 from instructpt.training.tokenshards import TokenShard
 
@@ -178,6 +178,44 @@ def test_a_chain_is_one_text_and_dead_letters_give_none(tiny, tmp_path, augmente
     result = packed(tmp_path / "out", tmp_path / "s", tiny, augmented)
     assert decoded(tmp_path / "out", tiny) == Counter(["<s>chain zero</s>", "<s>third text</s>"])
     assert (result.counts["items"], result.counts["documents"]) == (2, 3)
+
+
+def test_a_chain_longer_than_a_row_is_cut_where_its_second_document_begins(tiny, tmp_path):
+    first, second = ("the model reads a text " * 12).strip(), ("and writes pairs of questions " * 8).strip()
+    text = f"{first}\n\nQ what A that\n\n{second}\n\nQ when A then"
+    folder = tmp_path / "augmented"
+    (folder / "data").mkdir(parents=True)
+    write_chains(folder / "data" / "x.parquet", [chain(0, [(first, [("what", "that")]), (second, [("w", "t")])], text)])
+    entry = ShardEntry(id="0", counts={"documents": 2}, sha256=sha256_of_file(folder / "data" / "x.parquet"))
+    made = Manifest(kind="augmented", code_version="t", shards=(entry,))
+    publish_manifest(open_store(str(folder)), made, objects={"0": "data/x.parquet"})
+    source = PreparedSource(name="a", format="augmented", uri=str(folder))
+    result = packed(tmp_path / "out", tmp_path / "s", tiny, source, length=128)
+    assert decoded(tmp_path / "out", tiny) == Counter(
+        [f"<s>{first}\n\nQ what A that\n\n", f"{second}\n\nQ when A then</s>"]
+    )
+    counts = (result.counts[name] for name in ("items", "documents", "cut_items", "cut_documents"))
+    assert tuple(counts) == (1, 2, 1, 0)
+
+
+def test_a_shard_on_which_the_fast_tokenizer_errs_is_encoded_by_the_other_one(tiny, tmp_path, monkeypatch):
+    source = PreparedSource(name="t", format="jsonl", uri=str(tiny.text))
+    right = packed(tmp_path / "right", tmp_path / "s", tiny, source)
+    assert (right.counts["texts_fast"], right.counts["texts_slow"]) == (300, 0)
+    assert right.counts["texts_sampled"] == 8
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenizing, "first_difference", lambda *_: "ids differ")
+        wrong = packed(tmp_path / "wrong", tmp_path / "s", tiny, source)
+    assert (wrong.counts["texts_fast"], wrong.counts["texts_slow_sample_mismatch"]) == (0, 300)
+    assert wrong.digest == right.digest  # not of the manifest's business
+    monkeypatch.setenv(encodings.SWITCH, "0")
+    off = packed(tmp_path / "off", tmp_path / "s", tiny, source)
+    assert (off.digest, off.counts["texts_slow_switched_off"]) == (right.digest, 300)
+    spec = runspec(
+        tmp_path / "off",
+        pack=PackRun(source=source, tokenizer=tiny.tokenizer, sequence_length=64, objective="Pretraining"),
+    )
+    assert prepare.finalize(spec, ctx(tmp_path / "s")) == off
 
 
 def test_synthesizer_tuning_has_its_loss_on_pairs_alone(tiny, tmp_path, augmented):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructpt.training.packing import pack
+from instructpt.training.packing import cut_starts, pack
 
 lengths_lists = st.lists(st.integers(1, 40), min_size=0, max_size=80)
 
@@ -89,3 +89,33 @@ def test_a_long_item_gives_full_rows_and_a_rest_that_is_packed():
 def test_impossible_lengths_are_refused(lengths, row):
     with pytest.raises(ValueError, match="at least 1"):
         pack(np.array(lengths), row, seed="s")
+
+
+@given(items=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), max_size=20), row=st.integers(1, 24))
+@settings(max_examples=200, deadline=None)
+def test_only_documents_longer_than_a_row_are_cut(items, row):
+    lengths = np.array([sum(documents) for documents in items], dtype=np.int64)
+    inner = {i: np.cumsum(documents)[:-1].tolist() for i, documents in enumerate(items) if len(documents) > 1}
+    p = pack(lengths, row, seed="s", inner=inner)
+    starts = [set() for _ in items]
+    tokens = [0] * len(items)
+    for item, start, length in zip(p.items.tolist(), p.starts.tolist(), p.lengths.tolist(), strict=True):
+        assert 0 < length <= row
+        starts[item].add(start)
+        tokens[item] += length
+    assert tokens == lengths.tolist()
+    for item, documents in enumerate(items):
+        if lengths[item] <= row:
+            assert starts[item] == {0}
+        ends = np.cumsum(documents).tolist()
+        for begin, end in zip([0, *ends], ends, strict=False):
+            inside = [at for at in starts[item] if begin < at < end]
+            assert not inside or end - begin > row
+
+
+def test_long_chains_hold_as_many_whole_documents_as_fit():
+    assert cut_starts(25, 10, [4, 8, 16, 20]) == [0, 8, 16]
+    assert cut_starts(25, 10, [12]) == [0, 10, 12, 22]
+    assert cut_starts(25, 10, [22]) == [0, 10, 20]
+    assert cut_starts(25, 10, [20]) == [0, 10, 20]
+    assert cut_starts(10, 10, [5]) == [0]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructpt.errors import CorpusError
+from instructpt.errors import ConfigError, CorpusError
 from instructpt.training.tokenshards import Item, TokenShard, counts_of, pack_items, token_type, write_shard
 
 
@@ -53,7 +53,7 @@ def test_every_token_and_target_comes_back(tmp_path_factory, masked, data, lengt
     assert counts["tokens"] == sum(len(i.tokens) for i in items) == int(shard.row_sizes.sum())
     assert counts["documents"] == sum(i.documents for i in items) == int(shard.row_documents.sum())
     assert counts["padding"] == counts["rows"] * length - counts["tokens"]
-    assert cut == sum(len(i.tokens) > length for i in items)
+    assert cut == dict.fromkeys(("cut_items", "cut_documents"), sum(len(i.tokens) > length for i in items))
 
 
 def shard_bytes(path, items):
@@ -89,3 +89,32 @@ def test_truncated_and_foreign_files_are_refused(tmp_path, keep):
 
 def test_token_type_holds_every_id():
     assert [token_type(v) for v in (300, 65_536, 65_537)] == ["<u2", "<u2", "<u4"]
+
+
+def test_a_type_too_small_for_the_ids_is_refused():
+    item = Item(tokens=np.array([1, 70_000], dtype=np.uint32), targets=None, documents=1)
+    with pytest.raises(ConfigError, match="id 70000 does not fit into uint16"):
+        pack_items([item], 8, dtype="<u2", seed="s")
+    assert pack_items([item], 8, dtype="<u4", seed="s")[0]["tokens"].tolist() == [1, 70_000]
+    with pytest.raises(ConfigError, match="at most 32 bits"):
+        token_type((1 << 32) + 1)
+
+
+@given(
+    items=st.lists(st.tuples(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.booleans()), max_size=12),
+    length=st.integers(1, 20),
+)
+@settings(max_examples=100, deadline=None)
+def test_documents_are_counted_where_they_begin(items, length):
+    made = []
+    for documents, known in items:
+        ends = np.cumsum(documents).tolist()
+        tokens = np.arange(ends[-1], dtype=np.uint16)
+        inner = tuple(ends[:-1]) if known else ()
+        made.append(Item(tokens=tokens, targets=None, documents=len(documents), inner=inner))
+    arrays, cut = pack_items(made, length, dtype="<u2", seed="s")
+    assert int(arrays["segment_documents"].sum()) == sum(len(documents) for documents, _ in items)
+    assert int(arrays["segment_documents"].astype(np.int64).max(initial=0)) <= 6
+    longer = [n for documents, known in items for n in (documents if known else [sum(documents)]) if n > length]
+    assert cut["cut_documents"] == len(longer)
+    assert counts_of(arrays, length)["tokens"] == sum(sum(documents) for documents, _ in items)
