@@ -129,6 +129,7 @@ class TrainRun(ApiModel):
     """Train one model on a mixture of token shards, for so many tokens or passes over all sources."""
 
     objective: Objective
+    profile: str | None = None
     init: InitRun
     tokenizer: ResolvedInput
     sources: tuple[TrainSource, ...]

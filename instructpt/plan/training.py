@@ -322,8 +322,10 @@ def _train_section(
             every_steps=spec.validation.every_steps,
             tokens=spec.validation.tokens,
         )
+    # Stands in the model's manifest; the default is left out, so that trainings under way keep their keys.
+    named = spec.objective == "SynthesizerTuning" and spec.profile != TrainingJobSpec.model_fields["profile"].default
     return TrainRun(
-        objective=spec.objective, init=init_run, tokenizer=tokenizer,
+        objective=spec.objective, profile=spec.profile if named else None, init=init_run, tokenizer=tokenizer,
         sources=tuple(
             TrainSource(
                 name=source_name(i, entry), weight=entry.weight, max_repeats=entry.max_repeats or spec.max_repeats,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 from instructpt.api.v1alpha1.synthesisjob import Sampling
 from instructpt.errors import ConfigError, EnvironmentNotReadyError
 from instructpt.synthesis.model import Pair, Shot
-from instructpt.synthesis.profiles import Profile
+from instructpt.synthesis.profiles import DEFAULT_PROFILE, Profile
+
+log = logging.getLogger(__name__)
 
 _FIELD = "synthesizer.model"
 
@@ -91,6 +94,33 @@ def model_config(folder: Path) -> dict[str, Any]:
             f"{path} is no JSON object", field=_FIELD, value=str(folder), fix="give a complete model folder"
         )
     return raw
+
+
+def check_tuned_for(folder: Path, profile: str, *, model: str) -> None:
+    """Refuse a synthesizer that this system tuned for another wire format: its pairs would not be parsed.
+
+    A model without a manifest may be of any origin and is taken at its word; one that was trained for something else
+    is named in the log.
+
+    Raises:
+        ConfigError: The profile is not the one that it was tuned for.
+    """
+    path = folder / "manifest.json"
+    settings = json.loads(path.read_bytes()).get("settings", {}) if path.is_file() else {}
+    objective = settings.get("objective")
+    if objective is None:
+        return
+    if objective != "SynthesizerTuning":
+        log.warning("the synthesizer was trained for something else", extra={"model": model, "objective": objective})
+        return
+    tuned = settings.get("profile") or DEFAULT_PROFILE
+    if tuned != profile:
+        raise ConfigError(
+            f"{model} was tuned for profile {tuned}",
+            field="synthesizer.profile",
+            value=profile,
+            fix=f"set profile: {tuned}, or name a synthesizer that was tuned for {profile}",
+        )
 
 
 def check_context(folder: Path, context_window: int) -> None:

@@ -31,7 +31,13 @@ from instructpt.synthesis.report import Report
 from instructpt.synthesis.shardsource import LedgerShards
 from instructpt.synthesis.stream import Room, Stream
 from instructpt.synthesis.supervisor import SupervisedEngine
-from instructpt.synthesis.tokenization import check_context, check_room, check_tokenizer, load_tokenizer
+from instructpt.synthesis.tokenization import (
+    check_context,
+    check_room,
+    check_tokenizer,
+    check_tuned_for,
+    load_tokenizer,
+)
 from instructpt.synthesis.work import Work
 from instructpt.synthesis.writers import ModelWriter, Outcome, RuleWriter
 from instructpt.telemetry.context import WorkerContext
@@ -90,6 +96,7 @@ def _model(work: Work, scratch: Path) -> Path | None:
     folder = fetch_model(run.model, Path(cache) if cache else scratch / "models")
     check_context(folder, run.settings.sampling.context_window)
     tokenizer = load_tokenizer(folder)
+    check_tuned_for(folder, run.profile, model=run.model.uri)
     check_tokenizer(recipe.profile, tokenizer, model=run.model.uri)
     check_room(work.recipe.profile, tokenizer, run.settings.sampling)
     return folder

@@ -90,6 +90,16 @@ def test_wrong_settings_are_refused_by_field(source, message):
     assert "mixture" in str(refused.value)
 
 
+def test_a_profile_of_ones_own_stands_in_the_training_and_the_default_changes_no_key():
+    def training(profile: str) -> Any:
+        resource = job("SynthesizerTuning", **FILES, format="tasks")
+        resource = resource.model_copy(update={"spec": resource.spec.model_copy(update={"profile": profile})})
+        return all_done(resource).stage("train").runspec.train
+
+    assert training("instruction-synthesizer").profile is None
+    assert training("german").profile == "german"
+
+
 def pipeline(tune: dict[str, Any], *mixture: dict[str, Any]) -> Any:
     spec = {
         "storage": {"uri": "out"}, "corpus": {"uri": "texts.jsonl"},
