@@ -121,26 +121,34 @@ class ChainText:
 
     Attributes:
         text: The templated text; empty for dead letters.
-        documents: Texts of the documents that are in it, in order.
+        documents: How many documents are in it.
+        texts: Theirs, in order; empty for texts too short to be asked for it.
     """
 
     text: str
-    documents: tuple[str, ...]
+    documents: int
+    texts: tuple[str, ...] = ()
 
 
-def read_texts(path: Path) -> Iterator[ChainText]:
-    """As :func:`read_chains`, several times as fast: pairs and the rest are not decoded."""
+def read_texts(path: Path, *, longer_than: int = 0) -> Iterator[ChainText]:
+    """As :func:`read_chains`, several times as fast: pairs and the rest are not decoded.
+
+    Args:
+        path: The file.
+        longer_than: Texts of documents are decoded for chains of several whose text has more bytes than this.
+    """
     columns = ["text", "shots.list.element.text", "shots.list.element.verdict"]
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=500, columns=columns):
             shots = batch.column("shots")
             flat = shots.flatten()
-            texts = flat.field("text").to_pylist()
-            verdicts = flat.field("verdict").to_pylist()
+            texts, used = flat.field("text"), pc.not_equal(flat.field("verdict"), "dead-letter").to_pylist()
             ends = [0, *pc.cumulative_sum(shots.value_lengths()).to_pylist()]
+            sizes = pc.binary_length(batch.column("text")).to_pylist()
             for row, text in enumerate(batch.column("text").to_pylist()):
-                found = range(ends[row], ends[row + 1])
-                yield ChainText(text=text, documents=tuple(texts[i] for i in found if verdicts[i] != "dead-letter"))
+                found = [i for i in range(ends[row], ends[row + 1]) if used[i]]
+                wanted = found if len(found) > 1 and sizes[row] > longer_than else ()
+                yield ChainText(text=text, documents=len(found), texts=tuple(texts[i].as_py() for i in wanted))
 
 
 def _to_dict(row: ChainRow) -> dict[str, Any]:

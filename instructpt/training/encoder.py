@@ -35,6 +35,7 @@ class TextEncoder:
         # Saved with a tokenizer, these would cut texts or lengthen them without a word.
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._token_bytes: NDArray[np.int64] | None = None
         self.vocab_size: int = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos = self._id(special.get("bos_token"))
         eos = self._id(special.get("eos_token"))
@@ -73,16 +74,42 @@ class TextEncoder:
         """Tokens of each text of a profile, where strings of special tokens are those tokens."""
         return [len(ids) for ids in self.encode(texts, marked=True)]
 
-    def token_starts(self, text: str, characters: Sequence[int], *, marked: bool = False) -> list[int]:
-        """The first token of :meth:`encode` that begins at or after each of ``characters``, which ascend."""
+    def token_starts(
+        self, text: str, ids: NDArray[Any], characters: Sequence[int], *, marked: bool = False
+    ) -> list[int]:
+        """The first of the tokens ``ids`` of a text that begins at or after each of ``characters``, which ascend.
+
+        The bytes of byte-level tokens are counted; other kinds are encoded again, which is slow, for their offsets.
+        """
+        if self._token_bytes is None:
+            self._token_bytes = _token_bytes(self._backend, self.vocab_size)
+        ends = np.cumsum(self._token_bytes[ids])
+        size = len(text.encode())
+        if len(ends) and int(ends[-1]) == size:
+            before = [len(part.encode()) for part in _between(text, characters)]
+            firsts = ends - self._token_bytes[ids]
+            return [int(found) for found in np.searchsorted(firsts, np.cumsum(before))]
         self._backend.encode_special_tokens = not marked
-        encoded = self._backend.encode(text, add_special_tokens=False)
-        firsts = [first for first, _ in encoded.offsets]
-        return [bisect_left(firsts, character) for character in characters]
+        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        return [bisect_left([first for first, _ in offsets], character) for character in characters]
 
     def to_json(self) -> str:
         """The tokenizer, as in ``tokenizer.json``."""
         return str(self._backend.to_str())
+
+
+def _between(text: str, characters: Sequence[int]) -> list[str]:
+    """What of a text lies before each of ``characters`` and after the one before it."""
+    return [text[a:b] for a, b in zip([0, *characters], characters, strict=False)]
+
+
+def _token_bytes(backend: Any, size: int) -> NDArray[np.int64]:
+    """How many bytes of text each id stands for if it is byte-level; 0 for ids that are not there."""
+    found = np.zeros(size, dtype=np.int64)
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for token, number in backend.get_vocab(with_added_tokens=True).items():
+        found[number] = len(token.encode()) if token in added else len(token)
+    return found
 
 
 def _load(folder: Path) -> tuple[Any, dict[str, str]]:

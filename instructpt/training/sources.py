@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -96,7 +97,7 @@ class Source:
         Args:
             shard: One of ``shards``.
             scratch: Folder for what is fetched.
-            fit: Of collections of tasks: what a sequence may hold; None sets no limit.
+            fit: What a sequence may hold; None sets no limit.
 
         Raises:
             CorpusError: An object changed, is damaged, or holds a record that cannot be used.
@@ -117,8 +118,13 @@ class Source:
             return
         objects = load_objects(self.store)
         if self.objective != "SynthesizerTuning" and shard.documents is None:
-            chains = read_augmented_shard(self.store, self.manifest, objects, shard.entry, read_texts, scratch=scratch)
-            yield from (_chain_text(chain.text, chain.documents) for chain in chains if chain.text)
+            # A token has at least a byte, but for what a tokenizer adds: no shorter text is longer than a row.
+            least = (fit.length or 0) // 2 if fit is not None else 0
+            decode = partial(read_texts, longer_than=least)
+            chains = read_augmented_shard(self.store, self.manifest, objects, shard.entry, decode, scratch=scratch)
+            for chain in chains:
+                if chain.text:
+                    yield _chain_text(chain.text, chain.documents, chain.texts)
             return
         rows = iter_augmented_shard(self.store, self.manifest, objects, shard.entry, scratch=scratch)
         left = shard.documents
@@ -131,7 +137,8 @@ class Source:
     def _chain(self, row: ChainRow) -> Iterator[Text]:
         if self.objective != "SynthesizerTuning":
             if row.text:
-                yield _chain_text(row.text, tuple(shot.text for shot in row.shots if shot.verdict != "dead-letter"))
+                texts = [shot.text for shot in row.shots if shot.verdict != "dead-letter"]
+                yield _chain_text(row.text, len(texts), texts)
             return
         shots = [
             Shot(document=s.text, pairs=tuple(make_pair(p.question, p.answer) for p in s.pairs))
@@ -185,9 +192,8 @@ def _seed(name: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{name}\0{number}".encode()).digest()[:4], "big")
 
 
-def _chain_text(text: str, documents: tuple[str, ...]) -> Text:
-    starts = document_starts(text, documents) if len(documents) > 1 else ()
-    return Text(parts=((text, True),), documents=len(documents), starts=starts)
+def _chain_text(text: str, documents: int, texts: Sequence[str]) -> Text:
+    return Text(parts=((text, True),), documents=documents, starts=document_starts(text, texts))
 
 
 def document_starts(text: str, documents: Sequence[str]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,8 +112,9 @@ class Tokenizing:
             if end > begin:
                 first = ends[index - 1] if index else 0
                 targets = _targets(text, sizes[first : ends[index]], len(opening))
-                inner = self._inner(text, len(opening), marked=marked) if end - begin > self._length else ()
-                yield Item(tokens=tokens[begin:end], targets=targets, documents=text.documents, inner=inner)
+                found = tokens[begin:end]
+                inner = self._inner(text, found, len(opening), marked=marked) if len(found) > self._length else ()
+                yield Item(tokens=found, targets=targets, documents=text.documents, inner=inner)
 
     def _ids(self, texts: list[Text], parts: list[str], number: int, *, marked: bool) -> list[Ids]:
         if self._fast is None or self._fast.marked != marked:
@@ -127,11 +129,12 @@ class Tokenizing:
         except Exception as error:  # whatever the package raises; the shard is encoded by the other one
             raise Differs("encoding-failed", f"gigatoken: {type(error).__name__}: {error}") from error
 
-    def _inner(self, text: Text, opening: int, *, marked: bool) -> tuple[int, ...]:
+    def _inner(self, text: Text, tokens: NDArray[Any], opening: int, *, marked: bool) -> tuple[int, ...]:
         """Tokens at which the second and later documents begin, where that is known: of one part alone."""
         if not text.starts or len(text.parts) != 1:
             return ()
-        found = self._encoder.token_starts(text.parts[0][0], text.starts, marked=marked)
+        ids = tokens[opening : len(tokens) - (0 if marked else 1)]
+        found = self._encoder.token_starts(text.parts[0][0], ids, text.starts, marked=marked)
         return tuple(opening + token for token in found)
 
 

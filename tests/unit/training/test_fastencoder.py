@@ -220,6 +220,17 @@ def test_starts_of_documents_become_tokens_of_long_texts_alone(folder):
             assert encoder._backend.decode(item.tokens[item.inner[0] : -1].tolist()) == second
 
 
+@pytest.mark.parametrize("kind", ["folder", "fallback"])
+def test_starts_are_those_of_the_oracles_offsets(request, kind):
+    encoder = TextEncoder(request.getfixturevalue(kind))
+    text = "naïve café \U0001f600\n\tindent\nThe cat <QUE> sat </s>\non the mat"
+    [ids] = encoder.encode([text])
+    characters = [place + 1 for place, character in enumerate(text) if character == "\n"]
+    firsts = [first for first, _ in encoder._backend.encode(text, add_special_tokens=False).offsets]
+    wanted = [next(n for n, first in enumerate(firsts) if first >= place) for place in characters]
+    assert encoder.token_starts(text, ids, characters) == wanted
+
+
 def test_earlier_records_count_as_slow_and_reasons_are_summed():
     records = [
         {"counts": {"items": 3}},
