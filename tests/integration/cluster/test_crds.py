@@ -134,6 +134,7 @@ COUNT_FIELDS = (
     ("InstructionPretraining", "arms[].training.mixture[].maxTokens"),
     ("InstructionPretraining", "corpus.maxDocumentBytes"),
     ("InstructionPretraining", "synthesis.synthesizer.tune.tokens"),
+    ("InstructionPretraining", "synthesis.synthesizer.tune.mixture[].maxTokens"),
 )
 
 
@@ -162,7 +163,11 @@ def test_a_count_is_a_whole_number_above_zero(apiserver: ApiServer, namespace: s
         if "tune" in path:
             obj["spec"]["synthesis"]["synthesizer"].pop("model")
             obj["spec"]["corpus"]["split"] = {"tune": 0.2, "train": 0.7, "heldOut": 0.1}
-        if kind == "InstructionPretraining" and "mixture" in path:
+        if "tune.mixture" in path:
+            tune = obj["spec"]["synthesis"]["synthesizer"]["tune"]
+            tune["tokens"] = 1000
+            tune["mixture"][0].update({"uri": "/x", "format": "tasks"})
+        elif kind == "InstructionPretraining" and "mixture" in path:
             training = obj["spec"]["arms"][0]["training"] if "arms" in path else obj["spec"]["training"]
             training["mixture"][0]["source"] = "raw"
         if "validation" in path:

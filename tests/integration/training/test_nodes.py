@@ -161,7 +161,8 @@ def test_two_nodes_train_as_one_node_with_two_ranks(spec_on, one_node, s3_versit
     result = entry.finalize(spec, context(tmp_path / "f"))
     assert (result.missing, result.counts["steps"]) == (0, STEPS)
     assert exported(spec) == one_node
-    assert latest(spec) == STEPS - 5  # none at the end: the export stands there
+    # None at the end: the export stands there. One that was due while another was under way came a little later.
+    assert STEPS - 5 <= latest(spec) < STEPS
     # Each node fetched its own inputs; only the first wrote what was exported.
     assert list((tmp_path / "1" / "scratch" / "tokens").iterdir())
     assert not (tmp_path / "1" / "scratch" / "export").exists()

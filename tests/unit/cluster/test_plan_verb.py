@@ -21,7 +21,9 @@ def test_plan_prints_the_objects_of_a_cluster_twice_alike() -> None:
     objects = list(yaml.safe_load_all(first.stdout))
     kinds = [o["kind"] for o in objects]
     assert kinds.count("TrainingJob") == 2
-    assert kinds.count("ConfigMap") == kinds.count("Job") == 6  # inspection and the foreign source, for each arm
+    assert (
+        kinds.count("ConfigMap") == kinds.count("Job") == 4
+    )  # inspection and the tuning set of one arm, each with its end
     assert all("ownerReferences" not in o["metadata"] for o in objects)
     assert "Not shown, since their inputs are not there yet: synthesis" in first.stderr
 
