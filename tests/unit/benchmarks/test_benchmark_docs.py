@@ -27,6 +27,7 @@ RESULT = {
 
 HEADLINES = {
     "io": {"ours_over_limit", "ours_over_boto3_small"},
+    "prep": {"ours_over_hf_trl", "packer_over_trl", "fill"},
     "synthesis": {
         "ours_over_raw",
         "ours_over_reference_m2",
