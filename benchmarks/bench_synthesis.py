@@ -16,16 +16,17 @@ Engine starts are not in the figures; they are noted beside them. A group that i
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peers
-from environment import command_line, commit, ended, environment, load
+from environment import command_line, commit, environment
+from grouped import about, commands, earlier, last_commit, run_group
 from summary import Run, write_result
 from synthesis_fixture import synthesizer
 from synthesis_ratios import ratios
@@ -74,21 +75,6 @@ GROUPS: dict[str, Callable[[Bench, int], Iterator[dict[str, Any]]]] = {
     "chaos": chaos_group,
     "memory": memory_group,
 }
-
-
-def earlier(path: Path | None, dropped: Sequence[str]) -> tuple[list[Run], dict[str, list[Any]]]:
-    """Runs of a result, and surroundings by group, but for groups that are measured anew."""
-    if path is None or not path.exists():
-        return [], {}
-    result = json.loads(path.read_text())
-    around = result["environment"]["groups"]
-    kept = {name: list(where) for name, where in around.items() if name not in dropped}
-    return [run for run in result["runs"] if run["group"] in kept], kept
-
-
-def next_repetition(runs: Sequence[Run], group: str) -> int:
-    """The number of a group's next repetition."""
-    return max((int(run["repetition"]) + 1 for run in runs if run["group"] == group), default=0)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -140,35 +126,23 @@ def main(arguments: list[str]) -> int:
         )
         for group in options.groups:
             around = environment((), command=command_line(), commit=commit(), peers=peer_versions(peer))
-            groups.setdefault(group, []).append(around)
-            first = next_repetition(runs, group)
-            for repetition in range(first, first + (options.repetitions if group in ("engine", "chains") else 1)):
-                for run in GROUPS[group](bench, repetition):
-                    runs.append({"group": group, **run})
-                    groups[group][-1] = ended(around)
-                    print(*(f"{key}={value}" for key, value in runs[-1].items()), flush=True)
-                    if options.output is not None:
-                        write(options.output, runs, groups)
+            repetitions = options.repetitions if group in ("engine", "chains") else 1
+            written = partial(write, options.output, runs, groups)
+            run_group(group, partial(GROUPS[group], bench), repetitions, around, runs, groups, written)
     found = ratios(runs)
     for title, value in found.medians.items():
         print(f"{title:<34} {value:>10}  {found.spread[title]}")
     return 0
 
 
-def write(path: Path, runs: Sequence[Run], groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """The result so far: of every group what it was run with, of the last one as the file's own."""
-    every = [where for around in groups.values() for where in around]
-    about = {
-        **environment(PACKAGES),
-        "load_average_before": every[0]["load_average_before"],
-        "load_average_after": every[-1].get("load_average_after", load()),
-        "peers": {name: version for where in every for name, version in where["peers"].items()},
-        "settings": settings(),
-        "groups": groups,
-    }
-    write_result(
-        path, runs=runs, summary=ratios(runs), environment=about, command=command_line(), commit=every[-1]["commit"]
-    )
+def write(path: Path | None, runs: Sequence[Run], groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """The result so far, where one is wanted."""
+    if path is not None:
+        around = about(PACKAGES, groups, settings=settings())
+        summary = ratios(runs)
+        write_result(
+            path, runs=runs, summary=summary, environment=around, command=commands(groups), commit=last_commit(groups)
+        )
 
 
 def settings() -> dict[str, Any]:

@@ -23,7 +23,8 @@ from typing import Any
 
 import peers
 import train_goodput
-from environment import ROOT, command_line, commit, ended, environment, load
+from environment import ROOT, command_line, commit, environment
+from grouped import about, commands, earlier, last_commit, run_group
 from summary import Run, Summary, figures, paired, summarize, write_result
 from train_fixture import CONFIG, VOCABULARY, Job, prepare
 
@@ -202,20 +203,6 @@ def goodput(run: Run) -> float:
     return float(run["useful_seconds"]) / float(run["wall_seconds"])
 
 
-def earlier(path: Path | None, dropped: Sequence[str]) -> tuple[list[Run], dict[str, list[Any]]]:
-    """Runs of a result, and surroundings by group, but for groups that are measured anew."""
-    if path is None or not path.exists():
-        return [], {}
-    result = json.loads(path.read_text())
-    kept = {name: list(where) for name, where in result["environment"]["groups"].items() if name not in dropped}
-    return [run for run in result["runs"] if run["group"] in kept], kept
-
-
-def next_repetition(runs: Sequence[Run], group: str) -> int:
-    """The number of a group's next repetition."""
-    return max((int(run["repetition"]) + 1 for run in runs if run["group"] == group), default=0)
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
@@ -248,37 +235,22 @@ def main(arguments: list[str]) -> int:
         bench = Bench(folder=Path(name), job=job, peers=found_peers)
         for group in options.groups:
             around = environment((), command=command_line(), commit=commit(), peers=versions_of(found_peers))
-            groups.setdefault(group, []).append(around)
-            first = next_repetition(runs, group)
-            for repetition in range(first, first + (1 if group in ONCE else options.repetitions)):
-                for run in GROUPS[group](bench, repetition):
-                    runs.append({"group": group, **run})
-                    groups[group][-1] = ended(around)
-                    print(*(f"{key}={value}" for key, value in runs[-1].items()), flush=True)
-                    if options.output is not None:
-                        write(options.output, runs, groups)
+            repetitions = 1 if group in ONCE else options.repetitions
+            written = partial(write, options.output, runs, groups)
+            run_group(group, partial(GROUPS[group], bench), repetitions, around, runs, groups, written)
     for title, value in (found := ratios(runs)).medians.items():
         print(f"{title:<34} {value:>10}  {found.spread[title]}")
     return 0
 
 
-def write(path: Path, runs: Sequence[Run], groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """The result so far: of every group what it was run with, of the last one as the file's own."""
-    every = [where for around in groups.values() for where in around]
-    about = {
-        **environment(PACKAGES),
-        "load_average_before": every[0]["load_average_before"],
-        "load_average_after": every[-1].get("load_average_after", load()),
-        "peers": {name: version for where in every for name, version in where["peers"].items()},
-        "model": {**CONFIG, "vocab_size": VOCABULARY},
-        "ranks": RANKS,
-        "groups": groups,
-    }
-    commands = dict.fromkeys(where["command"] for where in every)
-    write_result(
-        path, runs=runs, summary=ratios(runs), environment=about, command="; ".join(commands),
-        commit=every[-1]["commit"],
-    )  # fmt: skip
+def write(path: Path | None, runs: Sequence[Run], groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """The result so far, where one is wanted."""
+    if path is not None:
+        around = about(PACKAGES, groups, model={**CONFIG, "vocab_size": VOCABULARY}, ranks=RANKS)
+        summary = ratios(runs)
+        write_result(
+            path, runs=runs, summary=summary, environment=around, command=commands(groups), commit=last_commit(groups)
+        )
 
 
 def versions_of(found: Mapping[str, Path | None]) -> dict[str, str]:

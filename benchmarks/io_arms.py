@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from peers import run_arm
+
 Found = dict[str, Any]
 
 
@@ -176,16 +178,7 @@ def measure(job: Job, peer: Path | None) -> Found | None:
     else:
         command = [str(peer), str(Path(__file__).with_name("io_peers.py"))]
         given = {**asdict(job), "keys": keys_of(job)}
-    line = json.dumps(given) + "\n"
-    done = subprocess.run(command, input=line, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = f"arm {job.arm} ended with {done.returncode}:\n{done.stderr[-4000:]}"
-        if job.arm in ARMS:
-            raise SystemExit(said)
-        print(said, file=sys.stderr, flush=True)
-        return None
-    found: Found = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return run_arm(job.arm, command, given, required=job.arm in ARMS)
 
 
 if __name__ == "__main__":

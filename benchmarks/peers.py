@@ -11,8 +11,9 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "io": ("obstore==0.12.0", "aioboto3==15.5.0", "s3fs==2026.9.0"),
@@ -81,3 +82,31 @@ def peer_versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
     done = subprocess.run([str(python), "-c", code, *packages], capture_output=True, text=True, check=True)
     found: dict[str, str] = json.loads(done.stdout)
     return found
+
+
+def run_arm(
+    name: str, command: Sequence[str], given: Mapping[str, Any], *, required: bool, **options: Any
+) -> dict[str, Any] | None:
+    """One run of an arm in a process of its own: a line of JSON in, the last line it prints out.
+
+    Args:
+        name: Of the arm.
+        command: Of the process.
+        given: What it is told.
+        required: Whether its failure ends the benchmark; a peer that fails is left out, and what it said is shown.
+        options: For ``subprocess.run``.
+
+    Raises:
+        SystemExit: A required arm failed; with what it said.
+    """
+    done = subprocess.run(
+        command, input=json.dumps(given) + "\n", capture_output=True, text=True, check=False, **options
+    )
+    if done.returncode == 0:
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+    said = f"arm {name} ended with {done.returncode}:\n{done.stderr[-4000:]}"
+    if required:
+        raise SystemExit(said)
+    print(said, file=sys.stderr, flush=True)
+    return None

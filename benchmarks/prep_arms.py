@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers import run_arm
 
 Found = dict[str, Any]
 
@@ -294,23 +294,11 @@ def measure(job: Job, peer: Path | None) -> Found | None:
         np.save(lengths, lengths_of(job.documents))
         given["lengths"] = str(lengths)
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run(
-        command,
-        input=json.dumps(given) + "\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **ONE_THREAD, **quiet},
-        preexec_fn=lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}),
-    )
-    if done.returncode != 0:
-        said = f"arm {job.arm} ended with {done.returncode}:\n{done.stderr[-4000:]}"
-        if job.arm in ARMS:
-            raise SystemExit(said)
-        print(said, file=sys.stderr, flush=True)
-        return None
-    found: Found = json.loads(done.stdout.splitlines()[-1])
-    return found
+    core = {max(os.sched_getaffinity(0))}
+    return run_arm(
+        job.arm, command, given, required=job.arm in ARMS,
+        env={**os.environ, **ONE_THREAD, **quiet}, preexec_fn=lambda: os.sched_setaffinity(0, core),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

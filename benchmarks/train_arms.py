@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,33 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from train_clock import Clock
 from train_fixture import CLIP, CONFIG, RATE, SEED, VOCABULARY, ZERO_STAGE, Job, train_spec
 
 Batch = dict[str, torch.Tensor]
-
-
-class Clock:
-    """Told at the end of every step; measures those behind the warm-up."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._born = time.perf_counter()
-        self._begun = 0.0
-        self.steps = 0
-        self.seconds = 0.0
-        self.start_seconds = 0.0
-
-    def tick(self) -> bool:
-        """A step ended; whether it was the last one."""
-        now = time.perf_counter()
-        self.steps += 1
-        if self.steps == 1:
-            self.start_seconds = now - self._born
-        if self.steps == self._job.warm_up:
-            self._begun = now
-        if self.steps == self._job.total:
-            self.seconds = now - self._begun
-        return self.steps >= self._job.total
 
 
 class Enough(Exception):  # noqa: N818  # the measured steps are over

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,26 +18,8 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
+from train_clock import Clock
 from train_fixture import CLIP, CONFIG, RATE, SEED, VOCABULARY, Job
-
-
-class Clock:
-    """As in the arms: told at the end of every step."""
-
-    def __init__(self, job: Job) -> None:
-        self._job, self._born, self._begun = job, time.perf_counter(), 0.0
-        self.steps, self.seconds, self.start_seconds = 0, 0.0, 0.0
-
-    def tick(self) -> None:
-        """A step ended."""
-        now = time.perf_counter()
-        self.steps += 1
-        if self.steps == 1:
-            self.start_seconds = now - self._born
-        if self.steps == self._job.warm_up:
-            self._begun = now
-        if self.steps == self._job.total:
-            self.seconds = now - self._begun
 
 
 def tokens(job: Job, more: int = 0) -> torch.Tensor:

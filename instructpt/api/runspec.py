@@ -18,17 +18,10 @@ from instructpt.api.common import StageResult as StageResult
 from instructpt.api.v1alpha1.corpus import CorpusSource, Split
 from instructpt.api.v1alpha1.corpusfilters import CorpusFilters
 from instructpt.api.v1alpha1.evaluationjob import EvaluationSettings
+from instructpt.api.v1alpha1.mixturesource import Objective, SourceFormat
 from instructpt.api.v1alpha1.sourceformats import Formatting, TaskCollection
 from instructpt.api.v1alpha1.synthesisjob import SplitName, SynthesisSettings
-from instructpt.api.v1alpha1.trainingjob import (
-    CheckpointSpec,
-    DeepSpeed,
-    Kernels,
-    Objective,
-    Optimizer,
-    Schedule,
-    SourceFormat,
-)
+from instructpt.api.v1alpha1.trainingjob import CheckpointSpec, DeepSpeed, Kernels, Optimizer, Schedule
 
 MAX_RUNSPEC_BYTES = 64 * 1024
 MAX_RESULT_BYTES = 4096

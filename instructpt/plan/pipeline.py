@@ -16,9 +16,9 @@ from instructpt.api.v1alpha1 import Corpus, EvaluationJob, InstructionPretrainin
 from instructpt.api.v1alpha1.corpus import CorpusSource, CorpusSpec
 from instructpt.api.v1alpha1.evaluationjob import Candidate, EvaluationJobSpec, EvaluationSettings
 from instructpt.api.v1alpha1.instructionpretraining import Arm, TuneSpec
+from instructpt.api.v1alpha1.mixturesource import MixtureSource
 from instructpt.api.v1alpha1.synthesisjob import Engine, SynthesisJobSpec, SynthesisSettings, Synthesizer
 from instructpt.api.v1alpha1.trainingjob import (
-    MixtureSource,
     TokenizerSpec,
     TokenizerTrain,
     TrainingJobSpec,

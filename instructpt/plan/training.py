@@ -18,17 +18,9 @@ from instructpt.api.runspec import (
     TrainSource,
     ValidationRun,
 )
+from instructpt.api.v1alpha1.mixturesource import OBJECTIVE_FORMATS, MixtureSource, SourceFormat
 from instructpt.api.v1alpha1.sourceformats import Formatting, TaskCollection
-from instructpt.api.v1alpha1.trainingjob import (
-    OBJECTIVE_FORMATS,
-    Kernels,
-    MixtureSource,
-    SourceFormat,
-    TokenizerSpec,
-    TokenizerTrain,
-    TrainingJobSpec,
-    Validation,
-)
+from instructpt.api.v1alpha1.trainingjob import Kernels, TokenizerSpec, TokenizerTrain, TrainingJobSpec, Validation
 from instructpt.errors import ConfigError
 from instructpt.plan.builder import PlanBuilder, access_of
 from instructpt.plan.naming import below

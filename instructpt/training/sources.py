@@ -12,8 +12,8 @@ from typing import Literal
 
 from instructpt.api.runspec import PreparedSource
 from instructpt.api.v1alpha1.corpus import Format
+from instructpt.api.v1alpha1.mixturesource import OBJECTIVE_FORMATS, Objective
 from instructpt.api.v1alpha1.sourceformats import TaskCollection
-from instructpt.api.v1alpha1.trainingjob import OBJECTIVE_FORMATS, Objective
 from instructpt.corpus.augmented import ChainRow, read_texts
 from instructpt.corpus.files import iter_files
 from instructpt.corpus.manifest import (

@@ -24,6 +24,7 @@ from instructpt.api.transitions import transition_rules
 from instructpt.api.v1alpha1.corpus import CorpusSource, Split
 from instructpt.api.v1alpha1.corpusfilters import CorpusFilters
 from instructpt.api.v1alpha1.evaluationjob import MAX_MODELS, EvaluationSettings
+from instructpt.api.v1alpha1.mixturesource import MixtureSource
 from instructpt.api.v1alpha1.synthesisjob import (
     DEFAULT_STRATEGY,
     OWN_STRATEGIES,
@@ -32,14 +33,7 @@ from instructpt.api.v1alpha1.synthesisjob import (
     Synthesizer,
     has_rules,
 )
-from instructpt.api.v1alpha1.trainingjob import (
-    MixtureSource,
-    ModelInit,
-    Optimizer,
-    Schedule,
-    TokenizerSpec,
-    TrainingSettings,
-)
+from instructpt.api.v1alpha1.trainingjob import ModelInit, Optimizer, Schedule, TokenizerSpec, TrainingSettings
 
 
 class PipelineCorpus(CorpusSource):

@@ -208,8 +208,12 @@ def test_one_pair_is_enough_for_a_worker_to_go_on() -> None:
     for pairs in ((), (), (Pair("q", "a"),), (), (), (), ()):
         guard.document(Outcome(pairs=pairs, completion_tokens=5, completion="c"))
     guard = FruitlessGuard("p", enough=3)
-    for _ in range(9):
+    for _ in range(9):  # no completion, so nothing that speaks against the synthesizer
         guard.document(Outcome(verdict="raw", reason="too-long"))
+    for _ in range(2):
+        guard.document(Outcome(completion_tokens=5, completion="c"))
+    with pytest.raises(ConfigError, match="no pair in its first 3 completions"):
+        guard.document(Outcome(completion_tokens=5, completion="c"))
 
 
 def test_counts_are_the_same_in_rows_manifest_result_and_metrics(

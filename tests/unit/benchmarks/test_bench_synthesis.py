@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import bench_synthesis
+import grouped
+import peers
 import pytest
 import synthesis_arms
 import synthesis_fixture
 import synthesis_ratios
 import synthesis_runs
+from environment import environment
 from prefixes import Request, attainable, tally
 
 
@@ -98,11 +102,11 @@ def test_groups_that_are_not_measured_anew_keep_their_runs(tmp_path):
     kept = {"group": "engine", "arm": "raw", "repetition": 1}
     around = {"engine": [{"commit": "a"}], "chaos": [{}]}
     path.write_text(json.dumps({"runs": [kept, {"group": "chaos"}], "environment": {"groups": around}}))
-    runs, groups = bench_synthesis.earlier(path, ["chaos", "chains"])
+    runs, groups = grouped.earlier(path, ["chaos", "chains"])
     assert (runs, groups) == ([kept], {"engine": [{"commit": "a"}]})
-    assert bench_synthesis.next_repetition(runs, "engine") == 2
-    assert bench_synthesis.next_repetition(runs, "chains") == 0
-    assert bench_synthesis.earlier(tmp_path / "none.json", ["chaos"]) == ([], {})
+    assert grouped.next_repetition(runs, "engine") == 2
+    assert grouped.next_repetition(runs, "chains") == 0
+    assert grouped.earlier(tmp_path / "none.json", ["chaos"]) == ([], {})
 
 
 def test_a_result_says_of_every_group_what_it_was_run_with(tmp_path):
@@ -112,14 +116,17 @@ def test_a_result_says_of_every_group_what_it_was_run_with(tmp_path):
         "load_average_after": [2.0],
         "peers": {"datatrove": "0.10.1"},
         "commit": "a",
+        "command": "first",
     }
-    groups = {"engine": [around], "chains": [{**around, "commit": "b", "peers": {}, "load_average_after": [3.0]}]}
+    chains = {**around, "commit": "b", "command": "second", "peers": {}, "load_average_after": [3.0]}
+    groups = {"engine": [around, around], "chains": [chains]}
     runs = [run("engine", "raw", 10.0, completion_tokens=1000), run("engine", "ours", 10.0, completion_tokens=980)]
     bench_synthesis.write(path, runs, groups)
     result = json.loads(path.read_text())
     assert set(result) == {"ratios", "runs", "spread", "environment", "command", "commit"}
     assert result["ratios"] == {"ours_over_raw": 0.98}
     assert (result["commit"], result["environment"]["peers"]) == ("b", {"datatrove": "0.10.1"})
+    assert result["command"] == "first; second"
     assert result["environment"]["load_average_after"] == [3.0]
     assert result["environment"]["groups"] == groups
 
@@ -199,3 +206,29 @@ def test_the_result_of_a_child_is_found_among_what_its_libraries_print():
     assert synthesis_runs.result_in('warning\nRESULT {"seconds": 1.5}\nengine is shutting down\n') == {"seconds": 1.5}
     with pytest.raises(ValueError, match="no result"):
         synthesis_runs.result_in("nothing")
+
+
+def test_a_run_cut_short_has_written_what_it_found(tmp_path, capsys):
+    written: list[int] = []
+    runs, groups = [{"group": "engine", "repetition": 0}], {}
+
+    def arms(repetition: int):
+        yield {"arm": "raw", "repetition": repetition}
+        raise SystemExit("an arm failed")
+
+    with pytest.raises(SystemExit):
+        grouped.run_group("engine", arms, 2, environment(()), runs, groups, lambda: written.append(len(runs)))
+    assert runs[1:] == [{"group": "engine", "arm": "raw", "repetition": 1}]
+    assert written == [2]
+    assert "load_average_after" in groups["engine"][0]
+    assert "arm=raw" in capsys.readouterr().out
+
+
+def test_an_arm_of_a_peer_may_fail_and_one_of_ours_may_not(capsys):
+    broken = [sys.executable, "-c", "raise SystemExit('no such thing')"]
+    assert peers.run_arm("peer", broken, {}, required=False) is None
+    assert "arm peer ended with 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no such thing"):
+        peers.run_arm("ours", broken, {}, required=True)
+    told = [sys.executable, "-c", "import json; print('talk'); print(json.dumps({'was': json.loads(input())}))"]
+    assert peers.run_arm("ours", told, {"a": 1}, required=True) == {"was": {"a": 1}}

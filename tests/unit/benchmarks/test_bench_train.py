@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import bench_train
+import grouped
 import pytest
 import train_goodput
 from train_fixture import Job, texts
@@ -73,16 +74,16 @@ def test_the_parts_of_a_restart_add_up():
 
 def test_groups_are_measured_anew_or_added_to(tmp_path):
     path = tmp_path / "train.json"
-    assert bench_train.earlier(path, []) == ([], {})
+    assert grouped.earlier(path, []) == ([], {})
     result = {
         "runs": [run("loop", "bare", 3), run("loss", "whole")],
         "environment": {"groups": {"loop": [1], "loss": [2]}},
     }
     path.write_text(json.dumps(result))
-    runs, groups = bench_train.earlier(path, ["loss"])
+    runs, groups = grouped.earlier(path, ["loss"])
     assert (runs, groups) == ([run("loop", "bare", 3)], {"loop": [1]})
-    assert bench_train.next_repetition(runs, "loop") == 4
-    assert bench_train.next_repetition(runs, "loss") == 0
+    assert grouped.next_repetition(runs, "loop") == 4
+    assert grouped.next_repetition(runs, "loss") == 0
 
 
 def test_an_unknown_group_is_refused():
