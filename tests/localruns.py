@@ -130,7 +130,12 @@ def killing(folder: Path, at: str) -> dict[str, str]:
     site.mkdir()
     marks.mkdir()
     (site / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    return {"PYTHONPATH": str(site), "KILL_AT": at, "KILL_MARKS": str(marks)}
+    before = os.environ.get("PYTHONPATH")
+    return {
+        "PYTHONPATH": os.pathsep.join([str(site), before] if before else [str(site)]),
+        "KILL_AT": at,
+        "KILL_MARKS": str(marks),
+    }
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -194,6 +194,8 @@ class Leases:
         started = self._clock()
         may_be_lost = started - held.written > self._lease_seconds / 2
         if may_be_lost and self._store.exists(self._key(claim.shard, claim.epoch + 1)):
+            # Told here alone: a lease that this worker let go of, since it has committed, is nobody's alarm.
+            log.warning("the lease of %s, epoch %d, was taken over", claim.shard, claim.epoch)
             self.forget(claim)
             return False
         held.renewals += 1
@@ -214,7 +216,6 @@ class Leases:
             while not stop.wait(self._lease_seconds / 3):
                 try:
                     if not self.renew(claim):
-                        log.warning("the lease of %s, epoch %d, was taken over", claim.shard, claim.epoch)
                         renewal.lost.set()
                         return
                 except InstructPTError as error:

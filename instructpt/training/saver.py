@@ -2,10 +2,11 @@
 
 All ranks take their part at the same step. Forward and backward passes change no state, so the copy to host memory runs
 beside those of the next step, and only its update waits for what is left of it. Then each rank writes, uploads and
-verifies its part in a thread of its own; whether it is
-done is summed with the loss of each step, so that all ranks know at the same step. Then rank 0 writes the manifest and
-``LATEST``, beside the steps as well. A checkpoint that is due while the one before is still under way is written as
-soon as that has ended; one that cannot be stored is given up, with an alarm, and the next one tries again.
+verifies its part in a thread of its own; whether it is done is summed with the loss of each step, so that all ranks
+know at the same step. Then rank 0 writes the manifest and ``LATEST``, beside the steps as well.
+
+A checkpoint that is due while the one before is still under way is written as soon as that has ended; one that cannot
+be stored is given up, with an alarm, and the next one tries again.
 
     idle --copy--> storing --all ranks have stored--> naming --rank 0 has named it--> idle
 
@@ -259,9 +260,8 @@ class Saver:
             self._name(files)
 
     def _name(self, files: Sequence[FileEntry]) -> None:
-        name_checkpoint(
-            self._store, self._saving, self._key, self._group.size, files, self._keep, self._patience
-        )  # fmt: skip
+        store, size = self._store, self._group.size
+        name_checkpoint(store, self._saving, self._key, size, files, self._keep, self._patience)
 
     # --------------------------------------------------------------- the alarm
 

@@ -308,7 +308,7 @@ def test_uncommit_has_the_shard_redone():
     assert [i.key for i in again.orphans()] == [before["s00001"].object]
 
 
-def test_background_renewal_keeps_the_lease_and_notices_its_loss():
+def test_background_renewal_keeps_the_lease_and_notices_its_loss(caplog):
     store = MemoryStore()
     ledger = Ledger(store, "", worker_id="w1", lease_seconds=0.06, shards=["a"], parallel=True)
     claim = ledger.claim()
@@ -322,6 +322,16 @@ def test_background_renewal_keeps_the_lease_and_notices_its_loss():
         assert renewal.lost.wait(10)
     assert renewal.error is None
     assert not ledger.renew(claim)
+    assert "the lease of a, epoch 1, was taken over" in caplog.text
+
+
+def test_a_lease_that_its_worker_let_go_of_is_no_alarm(caplog):
+    ledger = Ledger(MemoryStore(), "", worker_id="w1", lease_seconds=0.06, shards=["a"], parallel=True)
+    claim = ledger.claim()
+    with ledger.renewing(claim) as renewal:
+        ledger.release(claim)
+        assert renewal.lost.wait(10)
+    assert not caplog.records
 
 
 def test_background_renewal_survives_outages_and_reports_refusals():
