@@ -23,7 +23,7 @@ from instructpt.api.accelerators import ACCELERATORS, accelerator
 from instructpt.api.presets import PRESETS, expansion
 from instructpt.api.v1alpha1 import KINDS, InstructionPretraining
 from instructpt.api.version import VERSION
-from instructpt.cli.console import Output, command, duration, emit, out, quantity, size, talk
+from instructpt.cli.console import Output, command, duration, emit, out, print_table, quantity, size, talk
 from instructpt.cli.lifecycle import OutputOption
 from instructpt.errors import ConfigError, EnvironmentNotReadyError, InstructPTError
 from instructpt.local.preflight import preflight
@@ -99,7 +99,13 @@ def plan(
     if output is not PlanOutput.TABLE:
         emit(_plan_data(resource, stages, rows, machine), Output(output))
         return
-    table = Table(title=f"{resource.kind} {resource.metadata.name}", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=f"{resource.kind} {resource.metadata.name}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for name in ("step", "shards", "documents", "tokens", "steps", "params", "memory", "fits", "time", "grace"):
         table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
     for row in rows:
@@ -111,7 +117,7 @@ def plan(
             "" if row.seconds is None else f"~{duration(row.seconds)}",
             "" if row.grace_seconds is None else duration(row.grace_seconds),
         )  # fmt: skip
-    out.print(table)
+    print_table(table)
     known = [row.seconds for row in rows if row.seconds is not None]
     out.print(f"Together ~{duration(sum(known))} for the steps whose time is known; {len(stages)} stages.")
     out.print(said, markup=False)

@@ -10,13 +10,16 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from instructpt.local.command import command
 
-__all__ = ["Output", "command", "duration", "emit", "is_interactive", "out", "quantity", "size", "talk"]
+__all__ = ["Output", "command", "duration", "emit", "is_interactive", "out", "print_table", "quantity", "size", "talk"]
 
 out = Console(soft_wrap=True, highlight=False)
 talk = Console(stderr=True, soft_wrap=True, highlight=False)
+_WIDEST = 10_000
 
 
 class Output(StrEnum):
@@ -33,6 +36,12 @@ def emit(data: Any, output: Output) -> None:
         sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     else:
         sys.stdout.write(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def print_table(table: Table) -> None:
+    """Print a table whole: where the terminal is too narrow its lines run on, but no cell is cut."""
+    natural = Measurement.get(out, out.options.update(max_width=_WIDEST), table).maximum
+    Console(width=max(out.width, natural), highlight=False).print(table)
 
 
 def is_interactive() -> bool:

@@ -14,8 +14,8 @@ from instructpt.cli.app import app
 RECIPES = Path(__file__).resolve().parents[3] / "instructpt" / "recipes"
 
 
-def run(*args: str, code: int = 0) -> str:
-    done = CliRunner().invoke(app, list(args), env={"COLUMNS": "200"})
+def run(*args: str, code: int = 0, columns: int = 200) -> str:
+    done = CliRunner().invoke(app, list(args), env={"COLUMNS": str(columns)})
     assert done.exit_code == code, done.output
     return done.output
 
@@ -57,3 +57,11 @@ def test_the_recipes_of_the_paper_are_mixed_as_it_says() -> None:
     assert continual["synthesis"]["convert"] == 1.0
     assert [m.get("weight") for m in continual["training"]["mixture"]] == [1, 1]
     assert continual["training"]["mixture"][1]["format"] == "instructions"
+
+
+def test_no_cell_of_the_table_is_cut_however_narrow_the_terminal(tmp_path: Path) -> None:
+    plan(tmp_path)
+    lines = run("plan", str(tmp_path / "p.yaml"), columns=40).splitlines()
+    names = ["step", "shards", "documents", "tokens", "steps", "params", "memory", "fits", "time", "grace"]
+    assert names in [line.split() for line in lines]
+    assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)
